@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 
-.PHONY: help setup check format test demo lock build proof clean
+.PHONY: help setup check format test demo bench lock build proof clean
 
 help:
 	@echo "make setup   make .venv with everything in it (PYTHON=... chooses the interpreter)"
@@ -12,6 +12,7 @@ help:
 	@echo "make format  apply the formatter and the lint fixes"
 	@echo "make test    all tests that need no GPU (ARGS='-k name' selects)"
 	@echo "make demo    fine-tune the shipped model on the shipped data and show the result"
+	@echo "make bench   measure training steps on this CPU, beside stock Ludwig (a few minutes)"
 	@echo "make lock    write requirements.lock anew (ARGS=--upgrade takes newer versions)"
 	@echo "make build   wheel and sdist in dist/"
 	@echo "make proof   install the wheel into a fresh environment, as pip install does, and use it"
@@ -37,6 +38,11 @@ test: $(READY)
 
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py
+
+# Written to results/, which git ignores; the recorded numbers are in benchmarks/results.
+bench: $(READY)
+	$(BIN)/python benchmarks/cpu_quickstart.py results/bench/cpu_quickstart.json
+	$(BIN)/python benchmarks/gpu/run.py --suite tiny --device cpu --models results/bench/models --out results/bench $(ARGS)
 
 lock: $(READY)
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.12 --python $(BIN)/python \

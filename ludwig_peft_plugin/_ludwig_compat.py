@@ -101,6 +101,20 @@ def replacements() -> list[Replacement]:
             _get_optimizer_class_and_kwargs,
         ),
         Replacement(
+            "ludwig.utils.llm_utils",
+            "update_embedding_layer",
+            ("model", "config_obj"),
+            "for 8-bit optimisers it puts a new, trained embedding in the place of the frozen one",
+            _update_embedding_layer,
+        ),
+        Replacement(
+            "ludwig.api",
+            "LudwigModel.evaluate",
+            ("self", "skip_save_eval_stats", "output_directory"),
+            "examples of the generated answers are written beside the statistics",
+            _evaluate,
+        ),
+        Replacement(
             "ludwig.api",
             "LudwigModel.generate",
             ("self", "input_strings", "generation_config", "streaming"),
@@ -203,6 +217,18 @@ def _export_combined_schema(original: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(original)(export_combined_schema(original))
 
 
+def _update_embedding_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.model.llm import PeftLLM
+
+    @functools.wraps(original)
+    def replacement(model: Any, config_obj: Any) -> Any:
+        if isinstance(model, PeftLLM) and not model.trains_its_embedding:
+            return model
+        return original(model, config_obj)
+
+    return replacement
+
+
 def _get_optimizer_class_and_kwargs(original: Callable[..., Any]) -> Callable[..., Any]:
     from ludwig_peft_plugin.training.optimizers import supported_arguments
 
@@ -210,6 +236,19 @@ def _get_optimizer_class_and_kwargs(original: Callable[..., Any]) -> Callable[..
     def replacement(optimizer_config: Any, learning_rate: float) -> Any:
         optimizer, arguments = original(optimizer_config, learning_rate)
         return optimizer, supported_arguments(optimizer, arguments, optimizer_config)
+
+    return replacement
+
+
+def _evaluate(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.evaluation.ludwig_evaluate import evaluate_and_write
+    from ludwig_peft_plugin.model.llm import PeftLLM
+
+    @functools.wraps(original)
+    def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.model, PeftLLM):
+            return original(self, *args, **kwargs)
+        return evaluate_and_write(original, self, *args, **kwargs)
 
     return replacement
 

@@ -41,6 +41,51 @@ def check(config: Annotated[Path, typer.Argument(help="A YAML file with model_ty
 
 
 @app.command()
+def estimate(
+    config: Annotated[Path, typer.Option("--config", "-c", help="A YAML file with model_type: llm.")],
+    gpu: Annotated[
+        str | None, typer.Option(help="The GPU's memory, as 24GiB; by default that of this machine's GPU.")
+    ] = None,
+    row_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest row of the data; by default the config's limit.")
+    ] = None,
+    target_share: Annotated[
+        float, typer.Option(min=0, max=1, help="The part of a row's tokens that carries loss.")
+    ] = 1.0,
+    model_config: Annotated[
+        Path | None, typer.Option(help="A config.json that describes the base, where base_model cannot be reached.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Estimate the GPU memory of training, the largest batch that fits and what to change, without loading weights."""
+    import json
+    import logging
+
+    from ludwig_peft_plugin.register import register
+
+    register()
+    from ludwig.error import ConfigValidationError
+
+    from ludwig_peft_plugin.errors import PluginError
+    from ludwig_peft_plugin.estimate.gpu import local_gpu, parse_size
+    from ludwig_peft_plugin.estimate.report import opened_config, report
+    from ludwig_peft_plugin.estimate.show import show
+
+    logging.getLogger("ludwig_peft_plugin").setLevel(logging.WARNING)
+    try:
+        available = local_gpu() if gpu is None else parse_size(gpu)
+        with opened_config(config, model_config) as config_obj:
+            result = report(config_obj, gpu=available, row_tokens=row_tokens, target_share=target_share)
+    except (ConfigValidationError, PluginError, OSError) as error:
+        problems.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        show(result, str(config), console)
+
+
+@app.command()
 def schema(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("ludwig_llm.schema.json"),
 ) -> None:

@@ -50,7 +50,9 @@ def _fill_registries() -> None:
     import ludwig_peft_plugin.adapters  # noqa: F401  (each adapter registers itself)
     from ludwig_peft_plugin.config.checks import install_checks
     from ludwig_peft_plugin.config.llm_config import LLMConfig
+    from ludwig_peft_plugin.config.trainer import register_trainer_config
     from ludwig_peft_plugin.data.sources import register_datasets
+    from ludwig_peft_plugin.evaluation.ludwig_metrics import register_text_metrics
     from ludwig_peft_plugin.evaluation.predictor import create_predictor
     from ludwig_peft_plugin.model.llm import create_llm
     from ludwig_peft_plugin.training.inference import PeftInferenceTrainer
@@ -58,9 +60,11 @@ def _fill_registries() -> None:
 
     model_type_schema_registry["llm"] = LLMConfig
     model_type_registry["llm"] = create_llm
+    register_trainer_config()
     get_llm_trainers_registry()["finetune"] = PeftTrainer
     get_llm_trainers_registry()["none"] = PeftInferenceTrainer
     _predictor_registry["llm"] = create_predictor
     install_checks(get_config_check_registry()._registry)
+    register_text_metrics()
     register_datasets()
     get_schema.cache_clear()  # a schema made before registration would not know our fields

@@ -78,7 +78,7 @@ def document() -> str:
     top = options(LLMConfig)
     parts = [INTRODUCTION, "## Top level\n", table(top.values())]
     parts += ["## adapter\n", *adapters(top["adapter"].shape)]
-    for name in ("quantization", "preprocessing", "prompt", "generation", "model_parameters"):
+    for name in ("quantization", "preprocessing", "prompt", "generation", "evaluation", "model_parameters"):
         parts += [f"## {name}\n", *section(top[name].shape.cls, name)]
     parts += ["## export\n", table(options(top["export"].shape.item.cls).values())]
     parts += ["## trainer\n", *trainer(top["trainer"].shape)]

@@ -27,6 +27,8 @@ class AdapterConfig(BaseAdapterConfig):
 
     Attributes:
         quantized_base: works on a base quantised to 4 or 8 bits.
+        torchao_base: works on one with `quantization.backend: torchao`, whose layers multiply by themselves and hold a
+            weight in 8 bits; None for where `quantized_base` says so.
         mergeable: can be merged into the base's weights (see `merge_obstacle` for what options change).
         soft_prompt: adds virtual tokens instead of changing layers.
         default_quantization: the `quantization` section the type brings when the config has none, else None.
@@ -34,6 +36,7 @@ class AdapterConfig(BaseAdapterConfig):
     """
 
     quantized_base: ClassVar[bool] = False
+    torchao_base: ClassVar[bool | None] = None
     mergeable: ClassVar[bool] = False
     soft_prompt: ClassVar[bool] = False
     default_quantization: ClassVar[dict[str, Any] | None] = None

@@ -11,7 +11,9 @@ from ludwig_peft_plugin.adapters.base import ADAPTER_NAME, AdapterConfig, Batche
 from ludwig_peft_plugin.adapters.initial import initial_adapter
 from ludwig_peft_plugin.adapters.io import load_adapter
 from ludwig_peft_plugin.adapters.peft_build import adapter_parameters, is_quantized, wrap_with_peft
+from ludwig_peft_plugin.config.adapter_types import trains_quantized, types_on_quantized
 from ludwig_peft_plugin.errors import AdapterError
+from ludwig_peft_plugin.model.checkpoint_quantization import quantization_backend
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,10 +46,10 @@ def attach_adapter(base: PreTrainedModel, adapter: BaseAdapterConfig, *, batches
         AdapterError: an option cannot take effect on this base, or the trained adapter cannot be used.
     """
     kind = str(adapter.type)
-    if is_quantized(base) and not getattr(type(adapter), "quantized_base", False):
+    if is_quantized(base) and not trains_quantized(type(adapter), backend := quantization_backend(base)):
         raise AdapterError(
-            f"adapter.type: {kind} does not work on a quantised base. Remove the quantization section, or use lora, "
-            "qlora or dora."
+            f"adapter.type: {kind} does not work on a quantised base. Remove the quantization section, or use one of "
+            f"{types_on_quantized(backend)}."
         )
     if adapter.pretrained_adapter_weights:
         model = load_adapter(base, adapter.pretrained_adapter_weights, trainable=True)

@@ -132,7 +132,7 @@ def _check_modules_to_save(base: PreTrainedModel, adapter: LoraOptions, targets:
             children = ", ".join(sorted({name.rsplit(".", 1)[-1] for name, _ in base.named_modules() if name}))
             raise AdapterError(f"adapter.modules_to_save: no module is called {entry!r}. The model has {children}.")
         for module in found:
-            if any(not parameter.is_floating_point() for parameter in module.parameters()):
+            if any(parameter.element_size() == 1 for parameter in module.parameters()):
                 raise AdapterError(
                     f"adapter.modules_to_save: {entry!r} is quantised, so it cannot be trained in full. Adapt it with "
                     "target_modules, or use a base without quantization."
@@ -176,7 +176,7 @@ def _check_parameters(base: PreTrainedModel, adapter: LoraOptions, targets: Targ
                 f"adapter.target_parameters: no parameter is called {entry!r}; give the end of its full name, as in "
                 f"{next(name for name, _ in base.named_parameters())!r}."
             )
-        if any(not base.get_parameter(name).is_floating_point() for name in found):
+        if any(base.get_parameter(name).element_size() == 1 for name in found):
             raise AdapterError(
                 f"adapter.target_parameters: {entry!r} is quantised; adapt its module with target_modules instead."
             )

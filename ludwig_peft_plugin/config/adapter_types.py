@@ -14,6 +14,9 @@ from ludwig.schema.model_types.llm import LLMModelConfig
 from ludwig_peft_plugin.config.readable import reason
 from ludwig_peft_plugin.config.suggest import hint
 
+READ_WEIGHTS = ("hra", "tinylora")
+"""Ludwig's adapter types for which PEFT takes the numbers of the base's weight as they are stored."""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -21,11 +24,13 @@ class Capabilities:
 
     Attributes:
         quantized_base: trains on a base whose weights are in 4 or 8 bits.
+        torchao_base: trains on a base quantised with `backend: torchao`.
         mergeable: can be folded into the base's weights.
         default_quantization: the `quantization` section it brings when the config has none.
     """
 
     quantized_base: bool
+    torchao_base: bool
     mergeable: bool
     default_quantization: Mapping[str, Any] | None
 
@@ -33,12 +38,17 @@ class Capabilities:
 def capabilities(adapter: type[BaseAdapterConfig]) -> Capabilities:
     """Return what an adapter class says it can do.
 
-    Ludwig's own classes say nothing: there, `lora` alone trains on a quantised base, as in Ludwig, and every type can
-    be merged, as PEFT can.
+    Ludwig's own classes say nothing: there, `lora` alone trains on a base quantised by bitsandbytes, as in Ludwig; on
+    one of torchao's those do that leave the product with the base's weight to its layer; every type can be merged, as
+    PEFT can.
     """
-    stock_lora = adapter_registry.get("lora") is adapter
+    stock = adapter.__module__ == BaseAdapterConfig.__module__
+    quantized = bool(getattr(adapter, "quantized_base", adapter_registry.get("lora") is adapter))
+    through_layer = stock and not any(adapter_registry.get(name) is adapter for name in READ_WEIGHTS)
+    stated: bool | None = getattr(adapter, "torchao_base", None)
     return Capabilities(
-        quantized_base=bool(getattr(adapter, "quantized_base", stock_lora)),
+        quantized_base=quantized,
+        torchao_base=quantized or through_layer if stated is None else stated,
         mergeable=bool(getattr(adapter, "mergeable", True)),
         default_quantization=getattr(adapter, "default_quantization", None),
     )
@@ -64,15 +74,27 @@ def adapter_class(adapter: object) -> type[BaseAdapterConfig] | None:
     return found
 
 
-def quantization_problem(adapter: type[BaseAdapterConfig], name: str) -> str | None:
-    """Return why an adapter cannot train on a quantised base, None when it can."""
-    if capabilities(adapter).quantized_base:
-        return None
-    able = [other for other, cls in adapter_registry.items() if capabilities(cls).quantized_base]
-    return (
-        f"adapter type `{name}` cannot be trained on a quantised base; remove the quantization section or use one of "
-        f"{', '.join(f'`{other}`' for other in sorted(able))}"
+def trains_quantized(adapter: type[BaseAdapterConfig], backend: str | None) -> bool:
+    """Return whether an adapter trains on a base quantised with `quantization.backend` (None for bitsandbytes)."""
+    able = capabilities(adapter)
+    return able.torchao_base if backend == "torchao" else able.quantized_base
+
+
+def types_on_quantized(backend: str | None) -> str:
+    """Return the names of the adapter types that train on a base quantised with `backend`, for a message."""
+    return ", ".join(
+        f"`{name}`" for name in sorted(adapter_registry) if trains_quantized(adapter_registry[name], backend)
     )
+
+
+def quantization_problem(adapter: type[BaseAdapterConfig], name: str, backend: str | None = None) -> str | None:
+    """Return why an adapter cannot train on a base quantised with `backend`, None when it can."""
+    if trains_quantized(adapter, backend):
+        return None
+    others = f"remove the quantization section or use one of {types_on_quantized(backend)}"
+    if trains_quantized(adapter, "torchao"):
+        others = f"use quantization: {{backend: torchao, mode: float8}}, {others}"
+    return f"adapter type `{name}` cannot be trained on a quantised base; {others}"
 
 
 def merge_problem(adapter: type[BaseAdapterConfig], name: str) -> str | None:

@@ -10,6 +10,7 @@ from ludwig.error import ConfigValidationError
 
 from ludwig_peft_plugin._replace import LudwigChangedError
 from ludwig_peft_plugin.config.adapter_types import adapter_class, merge_problem, quantization_problem
+from ludwig_peft_plugin.config.quantization_rules import NO_ADAPTER
 
 Check = Callable[[Any], None]
 
@@ -23,12 +24,11 @@ def check_qlora_requirements(config: Any) -> None:
     found += [(f"adapters.adapters.{name}", adapter) for name, adapter in named.items()]
     if not found:
         raise ConfigValidationError(
-            "quantization: the weights of a quantised base cannot be trained themselves; add `adapter: qlora` or "
-            "remove the section"
+            f"quantization: {NO_ADAPTER.format('lora' if config.quantization.backend == 'torchao' else 'qlora')}"
         )
     for path, adapter in found:
         cls = adapter_class(adapter)
-        text = quantization_problem(cls, adapter["type"]) if cls is not None else None
+        text = quantization_problem(cls, adapter["type"], config.quantization.backend) if cls is not None else None
         if text:
             raise ConfigValidationError(f"{path}.type: {text}")
 

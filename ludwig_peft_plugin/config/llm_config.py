@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 from ludwig_peft_plugin.config.adapter_types import AdapterSelection
 from ludwig_peft_plugin.config.base_model import BaseModelField, load_base_model_config
 from ludwig_peft_plugin.config.data_formats import DATA_FORMATS
+from ludwig_peft_plugin.config.evaluation import EvaluationConfig
 from ludwig_peft_plugin.config.export import ExportField, check_exports
 from ludwig_peft_plugin.config.fields import SectionField, SelectionField
 from ludwig_peft_plugin.config.generation import GenerationConfig
@@ -75,6 +76,8 @@ class LLMConfig(LLMModelConfig):
     ).get_default_field()
 
     generation: GenerationConfig = SectionField("generation", GenerationConfig).get_default_field()
+
+    evaluation: EvaluationConfig = SectionField("evaluation", EvaluationConfig).get_default_field()
 
     trainer: Any = SelectionField(
         "trainer", _stock_selection("trainer"), "How the model is trained, or that it is not."

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ludwig_peft_plugin.config.adapter_types import (
-    adapter_class,
-    capabilities,
-    merge_problem,
-    quantization_problem,
-)
+from ludwig_peft_plugin.config.adapter_types import adapter_class, merge_problem
 from ludwig_peft_plugin.config.no_effect import no_effect_problems
 from ludwig_peft_plugin.config.problems import Problem
+from ludwig_peft_plugin.config.quantization_rules import quantization_problems
 from ludwig_peft_plugin.config.raw import section, trainer_type
+from ludwig_peft_plugin.config.trainer import trainer_problems
 
 
 def rule_problems(config: dict[str, Any]) -> list[Problem]:
@@ -53,26 +50,7 @@ def _trainer(config: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _quantization(config: dict[str, Any]) -> Iterator[Problem]:
-    quantization = config.get("quantization")
-    for path, adapter in adapters(config).items():
-        cls = adapter_class(adapter)
-        if cls is None:
-            continue
-        name = adapter_name(adapter)
-        brings = capabilities(cls).default_quantization
-        if brings and "quantization" in config and quantization is None:
-            yield Problem(
-                "quantization", f"null, but adapter type `{name}` is for a quantised base; use `lora` instead"
-            )
-        elif quantization and trainer_type(config) != "none" and (text := quantization_problem(cls, name)):
-            yield Problem(f"{path}.type", text)
-    if quantization and trainer_type(config) != "none" and not adapters(config):
-        yield Problem(
-            "quantization",
-            "the weights of a quantised base cannot be trained themselves; add `adapter: qlora` or remove the section",
-        )
-    if section(config, "quantization").get("backend") == "torchao":
-        yield Problem("quantization.backend", "`torchao` is not available for fine-tuning; use `bitsandbytes`")
+    yield from quantization_problems(config, adapters(config))
 
 
 def _merge(config: dict[str, Any]) -> Iterator[Problem]:
@@ -114,4 +92,4 @@ def _data(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, "needs training_set; a single dataset is divided by preprocessing.split")
 
 
-RULES = (_base_model, _trainer, _quantization, _merge, _export, _data)
+RULES = (_base_model, _trainer, trainer_problems, _quantization, _merge, _export, _data)

@@ -1,18 +1,19 @@
 """Batches of token rows: one batch holds the micro-batches of one optimiser step.
 
-Rows are padded on the right. Under causal attention a real token never sees what is to its right and its position
-counts from its own row's start, so padding changes neither logits nor loss; labels mark the target positions.
+A micro-batch has no padding: its rows lie one after another in one flat row, with positions that start again at each
+of them and the offsets at which they start. Attention keeps within a row, so what a row learns depends neither on its
+neighbours nor on how rows were grouped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ludwig.data.batcher.base import Batcher
+from torch import Tensor
 
 if TYPE_CHECKING:
     from ludwig_peft_plugin.data.token_dataset import TokenDataset
@@ -21,39 +22,66 @@ IGNORED = -100  # the label transformers and PyTorch leave out of a loss
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together.
+class Room:
+    """What the largest micro-batch of a run needs; one memory layout of this size serves them all.
 
     Attributes:
-        rows: indices of the dataset's rows, shape (B,).
-        input_ids: right-padded tokens, shape (B, L), int64.
-        attention_mask: 1 on tokens and 0 on padding, shape (B, L), int64.
-        labels: the token itself on target positions and -100 elsewhere, shape (B, L), int64.
+        tokens: of a micro-batch.
+        sequences: of a micro-batch.
+        max_length: tokens of the longest sequence.
+    """
+
+    tokens: int
+    sequences: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together, T tokens in all, of which M are targets.
+
+    Attributes:
+        rows: indices of the dataset's rows, in the order of the sequences, shape (B,).
+        input_ids: the sequences one after another, shape (T,), int64.
+        position_ids: each token's place in its own sequence, shape (T,), int64.
+        cu_seqlens: where each sequence starts and the last one ends, shape (S + 1,), int32. S is B, or more where
+            sequences of filler tokens, which have no targets, bring T up to a fixed length.
+        max_length: tokens of the longest sequence.
+        targets: the tokens that carry loss, shape (M,), int64. The first token of a row is never predicted.
+        target_positions: the place in the flat row whose output predicts each target, shape (M,), int64.
+        target_rows: which of the B sequences each target belongs to, shape (M,), int64, ascending.
+        tokens: tokens of the dataset's rows, filler left out.
+        room: what the run's largest micro-batch needs, where that is known.
     """
 
     rows: np.ndarray
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    max_length: int
+    targets: Tensor
+    target_positions: Tensor
+    target_rows: Tensor
+    tokens: int
+    room: Room | None = None
 
     @property
     def target_tokens(self) -> int:
-        """How many tokens carry loss. The first token of a row is never predicted."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens are not padding."""
-        return int(self.attention_mask.sum())
+        """How many tokens carry loss."""
+        return len(self.targets)
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the same batch on `device`."""
-        return MicroBatch(
-            self.rows,
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-        )
+        """Return the same batch on `device`; from pinned memory the copy does not wait."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MicroBatch:
+        """Return the same batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: object) -> MicroBatch:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        assert callable(change)
+        return replace(self, **{name: change(t) for name, t in tensors.items() if isinstance(t, Tensor)})
 
 
 @dataclass(frozen=True)
@@ -64,89 +92,113 @@ class StepBatch:
     target_tokens: int
     tokens: int
 
+    @classmethod
+    def of(cls, micro_batches: Sequence[MicroBatch]) -> StepBatch:
+        """Return a step made of the given micro-batches."""
+        parts = list(micro_batches)
+        return cls(parts, sum(part.target_tokens for part in parts), sum(part.tokens for part in parts))
 
-def collate(dataset: TokenDataset, rows: np.ndarray, pad_id: int) -> MicroBatch:
-    """Return the given rows of `dataset` as one right-padded micro-batch."""
+
+def collate(
+    dataset: TokenDataset, rows: np.ndarray, *, length: int | None = None, room: Room | None = None
+) -> MicroBatch:
+    """Return the given rows of `dataset` as one micro-batch.
+
+    Args:
+        dataset: where the rows come from.
+        rows: indices of the rows, shape (B,).
+        length: bring the flat row up to this many tokens, with sequences of filler tokens no longer than the longest
+            row; None adds nothing.
+        room: what the run's largest micro-batch needs.
+
+    Raises:
+        ValueError: the rows have more than `length` tokens.
+    """
     sequences = [dataset.input_ids[int(row)] for row in rows]
-    length = max(len(sequence) for sequence in sequences)
-    input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), length), dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    tokens, longest = int(lengths.sum()), int(lengths.max(initial=1))
+    if length is not None:
+        if tokens > length:
+            raise ValueError(f"{tokens} tokens do not fit into {length}")
+        lengths = np.concatenate([lengths, _filler(length - tokens, longest)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    total = int(offsets[-1])
+    input_ids = np.zeros(total, dtype=np.int64)
+    input_ids[:tokens] = np.concatenate(sequences)
+    position_ids = np.arange(total) - np.repeat(offsets[:-1], lengths)
+    targets, places, owners = _targets(dataset, rows, sequences, offsets)
+    return MicroBatch(
+        rows=rows,
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(offsets.astype(np.int32)),
+        max_length=longest,
+        targets=torch.from_numpy(targets),
+        target_positions=torch.from_numpy(places),
+        target_rows=torch.from_numpy(owners),
+        tokens=tokens,
+        room=room,
+    )
+
+
+def _filler(missing: int, longest: int) -> np.ndarray:
+    """Return the lengths of filler sequences that make up `missing` tokens, none longer than `longest`."""
+    whole, rest = divmod(missing, longest)
+    return np.array([longest] * whole + ([rest] if rest else []), dtype=np.int64)
+
+
+def _targets(
+    dataset: TokenDataset, rows: np.ndarray, sequences: list[np.ndarray], offsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the target tokens, the places that predict them and the sequences they belong to, each (M,), int64."""
+    if not dataset.has_targets:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.maximum(np.asarray(dataset.prompt_lengths)[rows].astype(np.int64), 1)
+    counts = np.array([len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)], np.int64)
+    counts = np.maximum(counts, 0)
+    parts = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
+    targets = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+    owners = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return targets, offsets[: len(rows)][owners] + starts[owners] + within - 1, owners
+
+
+def micro_batches(dataset: TokenDataset, rows: np.ndarray, batch_size: int) -> Iterator[MicroBatch]:
+    """Yield `rows` in micro-batches of `batch_size` rows, in the given order.
+
+    Losses are weighted by target tokens, so how rows are grouped does not change the result.
+    """
+    for start in range(0, len(rows), batch_size):
+        yield collate(dataset, rows[start : start + batch_size])
+
+
+def token_batches(dataset: TokenDataset, rows: np.ndarray, tokens: int) -> Iterator[MicroBatch]:
+    """Yield `rows`, in the given order, in micro-batches of at most `tokens` tokens (at least one row each)."""
+    lengths = dataset.input_ids.lengths[rows]
+    start = 0
+    while start < len(rows):
+        ends = np.cumsum(lengths[start : start + tokens])
+        count = max(1, int(np.searchsorted(ends, tokens, side="right")))
+        yield collate(dataset, rows[start : start + count])
+        start += count
+
+
+def padded(dataset: TokenDataset, rows: np.ndarray, pad_id: int) -> dict[str, Tensor]:
+    """Return rows padded on the right, as transformers' own labels loss takes them: for PEFT's data-driven starts.
+
+    Returns:
+        input_ids, attention_mask and labels (-100 where there is no target), each (B, L), int64.
+    """
+    sequences = [dataset.input_ids[int(row)] for row in rows]
+    shape = (len(rows), max(len(sequence) for sequence in sequences))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
     for index, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
         start, end = int(dataset.prompt_lengths[row]), len(sequence)
         input_ids[index, :end] = sequence
         mask[index, :end] = 1
         if dataset.has_targets:
             labels[index, start:end] = sequence[start:end]
-    return MicroBatch(rows, torch.from_numpy(input_ids), torch.from_numpy(mask), torch.from_numpy(labels))
-
-
-def micro_batches(dataset: TokenDataset, rows: np.ndarray, batch_size: int, pad_id: int) -> Iterator[MicroBatch]:
-    """Yield `rows` in micro-batches of `batch_size`, rows of similar length together.
-
-    Losses are weighted by target tokens, so how rows are grouped does not change the result, only the padding.
-    """
-    by_length = rows[np.argsort(-dataset.input_ids.lengths[rows], kind="stable")]
-    for start in range(0, len(by_length), batch_size):
-        yield collate(dataset, by_length[start : start + batch_size], pad_id)
-
-
-class TokenBatcher(Batcher):
-    """Hands out the optimiser steps of an epoch, in an order that depends on the seed and the epoch alone.
-
-    The last, smaller step of an epoch is kept. `skip_steps` continues an epoch in the middle, after a resume.
-    """
-
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        batch_size: int,
-        *,
-        accumulation: int = 1,
-        shuffle: bool = True,
-        seed: int = 0,
-        pad_id: int = 0,
-        skip_steps: int = 0,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.accumulation = accumulation
-        self.shuffle = shuffle
-        self.seed = seed
-        self.pad_id = pad_id
-        self.step = 0
-        self._skip_steps = skip_steps
-        self._position = 0
-        self._order = np.arange(len(dataset))
-
-    @property
-    def rows_per_step(self) -> int:
-        """Examples of one full optimiser step."""
-        return self.batch_size * self.accumulation
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch, the last, smaller one included."""
-        return -(-len(self.dataset) // self.rows_per_step)
-
-    def set_epoch(self, epoch: int, batch_size: int) -> None:
-        """Start `epoch` (from 0), with `batch_size` rows in a micro-batch."""
-        self.batch_size = batch_size
-        if self.shuffle:
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
-        self.step, self._skip_steps = self._skip_steps, 0
-        self._position = self.step * self.rows_per_step
-
-    def next_batch(self) -> StepBatch:
-        """Return the next optimiser step."""
-        if self.last_batch():
-            raise StopIteration
-        rows = self._order[self._position : self._position + self.rows_per_step]
-        self._position += self.rows_per_step
-        self.step += 1
-        parts = list(micro_batches(self.dataset, rows, self.batch_size, self.pad_id))
-        return StepBatch(parts, sum(part.target_tokens for part in parts), sum(part.tokens for part in parts))
-
-    def last_batch(self) -> bool:
-        """Return whether the epoch is over."""
-        return self._position >= len(self.dataset)
+    arrays = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,37 +1,43 @@
 """Stand-ins for Ludwig's `preprocess_for_training` and `preprocess_for_prediction`, for text-to-text language models.
 
-Same arguments and results as `ludwig/data/preprocessing.py`, with `TokenDataset`s. Nothing is written beside the data.
+Same arguments and results as `ludwig/data/preprocessing.py`, with `TokenDataset`s. Nothing is written beside the data:
+tokens of training are kept in Ludwig's cache (`token_cache.py`).
 Everything else (other model types and output features, preference tuning, images) goes to Ludwig's originals.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from ludwig.backend import LOCAL_BACKEND
 from ludwig.constants import FULL, TEST, TRAINING, VALIDATION
 from ludwig.data.dataset.base import Dataset
-from ludwig.globals import is_progressbar_disabled
-from ludwig.progress_bar import LudwigProgressBar
 from ludwig.utils.defaults import default_random_seed
 
 from ludwig_peft_plugin.data import retrieval
-from ludwig_peft_plugin.data.build import DatasetBuilder
-from ludwig_peft_plugin.data.lengths import LengthLimits, LengthReport
+from ludwig_peft_plugin.data.build import RowTokenizer, TokenSettings
+from ludwig_peft_plugin.data.fingerprints import source_fingerprints, token_key
+from ludwig_peft_plugin.data.lengths import LengthLimits
 from ludwig_peft_plugin.data.metadata import OWN_KEY, feature_metadata, random_seed_of, retrieval_index_of
-from ludwig_peft_plugin.data.missing import missing_text
+from ludwig_peft_plugin.data.progress import RowProgress
 from ludwig_peft_plugin.data.prompts import PlainPrompt, prompt_of
 from ludwig_peft_plugin.data.rows import Rows
-from ludwig_peft_plugin.data.sources import choose_sources
-from ludwig_peft_plugin.data.token_dataset import TokenDataset
+from ludwig_peft_plugin.data.sources import DataSources, choose_sources
+from ludwig_peft_plugin.data.token_cache import TokenCache
+from ludwig_peft_plugin.data.training_tokens import (
+    find_sets,
+    recorded_warnings,
+    say_empty,
+    token_cache,
+    tokenize_sets,
+)
 from ludwig_peft_plugin.data.yaml_paths import DATASET_OPTIONS, resolve_local
 from ludwig_peft_plugin.errors import DataError
 from ludwig_peft_plugin.model.base_model import context_length, load_model_config, load_tokenizer
-
-logger = logging.getLogger(__name__)
 
 TrainingData = tuple[Dataset, Dataset | None, Dataset | None, dict[str, Any]]
 
@@ -74,11 +80,11 @@ def preprocess_for_training(
         test_set: rows to test on, beside `training_set`.
         training_set_metadata: of an earlier run: a path or dict, whose features are kept as they are.
         data_format: one of Ludwig's names for file formats; None or `auto` goes by the file's name.
-        skip_save_processed_input: nothing is saved either way.
+        skip_save_processed_input: tokens are not kept for the next run; those that are there are used all the same.
         preprocessing_params: Ludwig's merged preprocessing section; None takes it from `config`.
-        backend: Ludwig's backend; only asked whether this process shows progress.
+        backend: Ludwig's backend: its cache folder, and whether this process shows progress and keeps tokens.
         random_seed: for sampling and splitting.
-        callbacks: Ludwig's callbacks.
+        callbacks: Ludwig's callbacks; where kept tokens are used, those of preprocessing are not called, as in Ludwig.
         original: Ludwig's function, for everything that is not text to text.
 
     Raises:
@@ -100,42 +106,31 @@ def preprocess_for_training(
     preprocessing = {**(section.get("preprocessing") or {}), **(preprocessing_params or {})}
     sources = choose_sources(section, dataset, training_set, validation_set, test_set, data_format)
     metadata = _load_metadata(training_set_metadata)
-    rows = Rows(section, preprocessing, sources, random_seed)
-    rows.require_targets()
-    rows.render_retrieved(retrieval_index_of(metadata))
-    builder = _builder(config, section, rows)
-    rows.drop_unusable(builder.prompt.columns, for_split=True)
+    settings = _settings(config, section)
+    cache = token_cache(backend, skip_save=skip_save_processed_input)
+    key, frames = _key(cache, section, preprocessing, sources, settings, random_seed)
+    sets, index_name = find_sets(cache, key), None
+    if sets is None:
+        with recorded_warnings() as warnings:
+            rows = Rows(section, preprocessing, sources, random_seed, frames=frames)
+            rows.require_targets()
+            rows.render_retrieved(retrieval_index_of(metadata))
+            tokenizer = _tokenizer(section, rows, settings, None if key is None else cache.scratch_folder)
+            rows.drop_unusable(tokenizer.prompt.columns, for_split=True)
+            sets, index_name = tokenize_sets(rows, tokenizer, backend, callbacks or []), rows.index_name
+        del rows, frames  # the text is in the sets
+        if key is not None and cache.may_write:
+            sets = cache.keep(key, replace(sets, warnings=warnings))
 
-    for callback in callbacks or []:
-        callback.on_build_metadata_start(rows.frame, "training")
-    template_tokens = builder.template_tokens()
-    builder.limits.check_template(template_tokens)
-    for callback in callbacks or []:
-        callback.on_build_metadata_end(rows.frame, "training")
-        callback.on_build_data_start(rows.frame, "training")
-    split = rows.split()
-    progress = _Progress("Tokenizing", sum(map(len, split.values())), backend, callbacks)
-    built: dict[str, TokenDataset | None] = {}
-    reports: list[LengthReport] = []
-    for name, frame in split.items():
-        data, report = builder.with_targets(frame, rows.target_column, name, progress.advance)
-        reports.append(report)
-        built[name] = data if len(data) else None
-        if not len(data) and len(frame):
-            _say_empty(name, report, builder.limits)
-    progress.close()
-    for callback in callbacks or []:
-        callback.on_build_data_end(rows.frame, "training")
-
-    longest = max(report.longest_prompt for report in reports), max(report.longest_target for report in reports)
-    for feature, length, tokens in (
-        (builder.input_feature, longest[0], template_tokens),
-        (builder.output_feature, longest[1], 0),
+    for feature, longest, template_tokens in (
+        (settings.input_feature, sets.longest_prompt, sets.template_tokens),
+        (settings.output_feature, sets.longest_target, 0),
     ):
-        metadata.setdefault(feature["name"], feature_metadata(feature, builder.tokenizer, length, tokens))
-    metadata[OWN_KEY] = {"random_seed": random_seed, "retrieval_index": rows.index_name}
+        metadata.setdefault(feature["name"], feature_metadata(feature, settings.tokenizer, longest, template_tokens))
+    metadata[OWN_KEY] = {"random_seed": random_seed, "retrieval_index": index_name}
+    built = {name: settings.dataset(rows) if len(rows) else None for name, rows in sets.rows.items()}
     training = built[TRAINING]
-    assert training is not None  # _say_empty has raised
+    assert training is not None  # say_empty has raised
     return training, built[VALIDATION], built[TEST], metadata
 
 
@@ -163,7 +158,7 @@ def preprocess_for_prediction(
         data_format: one of Ludwig's names for file formats; None or `auto` goes by the file's name.
         split: `full`, `training`, `validation` or `test`.
         include_outputs: whether targets are needed.
-        backend: Ludwig's backend; only asked whether this process shows progress.
+        backend: Ludwig's backend: its cache folder, and whether this process shows progress.
         callbacks: Ludwig's callbacks.
         original: Ludwig's function, for everything that is not text to text.
 
@@ -186,83 +181,81 @@ def preprocess_for_prediction(
     metadata = _load_metadata(training_set_metadata)
     seed = random_seed_of(metadata, default_random_seed)
     sources = choose_sources(section, dataset, data_format=data_format)
-    rows = Rows(section, section.get("preprocessing") or {}, sources, seed, sample=split != FULL)
+    preprocessing = section.get("preprocessing") or {}
+    settings = _settings(config, section)
+    frames = None
+    if split != FULL and include_outputs:
+        # Tokens of training are used again; those of other rows are not kept, as in stock Ludwig.
+        cache = token_cache(backend, skip_save=True)
+        key, frames = _key(cache, section, preprocessing, sources, settings, seed)
+        sets = find_sets(cache, key)
+        if sets is not None and len(sets.rows[split]):
+            return settings.dataset(sets.rows[split]), metadata
+    rows = Rows(section, preprocessing, sources, seed, frames=frames, sample=split != FULL)
     if include_outputs:
         rows.require_targets()
     rows.render_retrieved(retrieval_index_of(metadata))
-    builder = _builder(config, section, rows)
-    rows.drop_unusable(builder.prompt.columns, for_split=split != FULL, for_targets=include_outputs)
-    frame = rows.frame if split == FULL else rows.split()[split]
+    tokenizer = _tokenizer(section, rows, settings)
+    rows.drop_unusable(tokenizer.prompt.columns, for_split=split != FULL, for_targets=include_outputs)
+    frame = rows.frame if split == FULL else rows.frame.iloc[rows.split()[split]]
     if frame.empty:
         raise DataError(f"There are no {split} rows in {rows.source}: preprocessing.split puts none there.")
 
     for callback in callbacks or []:
         callback.on_build_data_start(frame, "prediction")
-    progress = _Progress("Tokenizing", len(frame), backend, callbacks)
+    progress = RowProgress("Tokenizing", len(frame), backend, callbacks)
     if include_outputs:
-        data, report = builder.with_targets(frame, rows.target_column, split, progress.advance)
-        if not len(data):
-            _say_empty(split, report, builder.limits, required=True)
+        places = np.arange(len(frame))
+        built, report = tokenizer.with_targets(frame, places, rows.target_column, split, progress.advance)
+        if not len(built):
+            say_empty(split, report, settings.limits, required=True)
     else:
-        data = builder.prompts_only(frame, split, progress.advance)
+        built = tokenizer.prompts_only(frame, split, progress.advance)
     progress.close()
     for callback in callbacks or []:
         callback.on_build_data_end(frame, "prediction")
-    return data, metadata
+    return settings.dataset(built), metadata
 
 
-class _Progress:
-    """A progress bar over rows, and Ludwig's progress callbacks."""
-
-    def __init__(self, title: str, total: int, backend: Any, callbacks: list[Any] | None) -> None:
-        self._total, self._done, self._callbacks = total, 0, callbacks or []
-        disabled: Any = is_progressbar_disabled
-        settings = {"desc": title, "total": total, "unit": "rows", "file": sys.stdout, "disable": disabled()}
-        self._bar = LudwigProgressBar(report_to_ray=False, config=settings, is_coordinator=backend.is_coordinator())
-
-    def advance(self, rows: int) -> None:
-        """Count `rows` more."""
-        self._bar.update(rows)
-        self._done += rows
-        for callback in self._callbacks:
-            callback.on_preprocess_progress(progress=self._done / self._total)
-
-    def close(self) -> None:
-        """End the bar's line."""
-        self._bar.close()
-
-
-def _builder(config: Any, section: dict[str, Any], rows: Rows) -> DatasetBuilder:
-    """Return the builder for these rows; prompts, the tokenizer and the limits are checked here."""
-    input_feature = section["input_features"][0]
-    columns = list(rows.frame.columns)
-    prompt = (
-        PlainPrompt(columns, retrieval.PROMPT_COLUMN)
-        if retrieval.PROMPT_COLUMN in columns
-        else prompt_of(section, input_feature, columns, rows.source)
-    )
+def _settings(config: Any, section: dict[str, Any]) -> TokenSettings:
+    """Return what is the same for all data; the base model's tokenizer and context are read here."""
     generation = section.get("generation") or {}
-    return DatasetBuilder(
+    return TokenSettings(
         tokenizer=load_tokenizer(config.base_model, config.trust_remote_code),
-        prompt=prompt,
-        missing=missing_text(input_feature),
-        input_feature=input_feature,
+        input_feature=section["input_features"][0],
         output_feature=section["output_features"][0],
         limits=LengthLimits.of(section, context_length(load_model_config(config))),
         new_tokens=generation.get("max_new_tokens") or 0,
     )
 
 
-def _say_empty(split: str, report: LengthReport, limits: LengthLimits, *, required: bool = False) -> None:
-    """Raise DataError where no row of the training set fits, and warn for the other sets."""
-    message = (
-        f"No {split} row is left: all have more than {limits.row:,} tokens ({report.rows:,} rows, the longest has "
-        f"{report.longest:,}; preprocessing.overlong: {limits.overlong}). Raise "
-        "preprocessing.global_max_sequence_length or shorten the prompts."
+def _tokenizer(section: dict[str, Any], rows: Rows, settings: TokenSettings, folder: str | None = None) -> RowTokenizer:
+    """Return what makes tokens of these rows; the prompt is checked here."""
+    columns = list(rows.frame.columns)
+    prompt = (
+        PlainPrompt(columns, retrieval.PROMPT_COLUMN)
+        if retrieval.PROMPT_COLUMN in columns
+        else prompt_of(section, settings.input_feature, columns, rows.source)
     )
-    if required or split == TRAINING:
-        raise DataError(message)
-    logger.warning("%s", message)
+    return RowTokenizer(settings, prompt, folder)
+
+
+def _key(
+    cache: TokenCache,
+    section: dict[str, Any],
+    preprocessing: dict[str, Any],
+    sources: DataSources,
+    settings: TokenSettings,
+    seed: int,
+) -> tuple[str | None, dict[str, pd.DataFrame] | None]:
+    """Return the key of a run's tokens, None where they are neither looked for nor kept, and the tables if read.
+
+    Prompts with retrieved examples also depend on Ludwig's index of the examples, whose content is not known here.
+    """
+    if not cache.is_useful or retrieval.uses_retrieval(section):
+        return None, None
+    data, frames = source_fingerprints(sources)
+    return token_key(data, settings.tokenizer, section, preprocessing, settings.limits, seed), frames
 
 
 def _for_ludwig(config: Any, **given: Any) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""A list of integer sequences of different lengths in two flat arrays."""
+"""A list of integer sequences of different lengths in two flat arrays, in memory or in a mapped file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import numpy as np
+
+BLOCK = 1 << 20  # elements that are gathered at once: each needs 16 bytes of indices
 
 
 class Ragged:
     """`n` rows of token ids, one after the other.
 
     Attributes:
-        values: the rows' elements, shape (total,), int32.
+        values: the rows' elements, shape (total,), int32; read-only where they are a mapped file.
         offsets: where each row starts, and where the last one ends, shape (n + 1,), int64.
     """
 
@@ -25,7 +27,7 @@ class Ragged:
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]]) -> Ragged:
         """Return the rows of a list of lists."""
-        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         offsets = offsets_of(lengths)
         values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
         return cls(values, offsets)
@@ -60,18 +62,31 @@ class Ragged:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the two arrays hold."""
+        """Bytes of the two arrays, in memory or in a file."""
         return int(self.values.nbytes + self.offsets.nbytes)
 
     def take(self, indices: np.ndarray) -> Ragged:
-        """Return the given rows, in the given order, as a copy."""
-        return self.pieces(self.offsets[:-1][indices], self.lengths[indices])
+        """Return the given rows, in the given order, as a copy in memory."""
+        return self._gather(self.offsets[:-1][indices], self.lengths[indices])
 
     def pieces(self, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Return, as a copy, the rows that start at `starts` in `values` and have `lengths` elements; both (m,)."""
+        """Return the rows that start at `starts` in `values` and have `lengths` elements; both (m,).
+
+        The elements are a view where each row begins at the end of the one before, and a copy otherwise.
+        """
+        if len(starts) and np.array_equal(starts[1:], starts[:-1] + lengths[:-1]):
+            offsets = offsets_of(lengths)
+            return Ragged(self.values[starts[0] : starts[0] + offsets[-1]], offsets)
+        return self._gather(starts, lengths)
+
+    def _gather(self, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
         offsets = offsets_of(lengths)
-        source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[source], offsets)
+        values = np.empty(int(offsets[-1]), dtype=np.int32)
+        for first, last in _blocks(offsets):
+            begin, end = offsets[first], offsets[last]
+            source = np.repeat(starts[first:last] - offsets[first:last], lengths[first:last]) + np.arange(begin, end)
+            np.take(self.values, source, out=values[begin:end], mode="clip")
+        return Ragged(values, offsets)
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
@@ -83,9 +98,20 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
 
 def join_rows(left: Ragged, right: Ragged) -> Ragged:
     """Return rows that are each a row of `left` followed by the same row of `right`."""
-    offsets = offsets_of(left.lengths + right.lengths)
+    lengths = np.stack([left.lengths, right.lengths], axis=1)
+    offsets = offsets_of(lengths.sum(axis=1))
     values = np.empty(int(offsets[-1]), dtype=np.int32)
-    values[np.repeat(offsets[:-1] - left.offsets[:-1], left.lengths) + np.arange(len(left.values))] = left.values
-    starts = offsets[:-1] + left.lengths
-    values[np.repeat(starts - right.offsets[:-1], right.lengths) + np.arange(len(right.values))] = right.values
+    from_left = np.repeat(np.tile([True, False], len(left)), lengths.reshape(-1))
+    values[from_left] = left.values
+    values[~from_left] = right.values
     return Ragged(values, offsets)
+
+
+def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows (first, one after the last) of about `BLOCK` elements, at least one row each."""
+    first, rows = 0, len(offsets) - 1
+    while first < rows:
+        last = int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1
+        last = min(max(last, first + 1), rows)
+        yield first, last
+        first = last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from ludwig.constants import TEST, TRAINING, VALIDATION
 from ludwig.data.utils import set_fixed_split
@@ -34,6 +35,7 @@ class Rows:
         preprocessing: its preprocessing section, merged with Ludwig's defaults.
         sources: where the data are.
         seed: for sampling and splitting.
+        frames: the sources' tables by option, where they have been read already.
         sample: whether `sample_ratio` and `sample_size` apply.
 
     Raises:
@@ -47,6 +49,7 @@ class Rows:
         sources: DataSources,
         seed: int,
         *,
+        frames: dict[str, pd.DataFrame] | None = None,
         sample: bool = True,
     ) -> None:
         self._config = config
@@ -55,7 +58,7 @@ class Rows:
         self._output_feature = config["output_features"][0]
         self.target_column = str(self._output_feature["column"])
         self.index_name: str | None = None
-        frames = load_frames(sources)
+        frames = load_frames(sources) if frames is None else frames
         self._columns = {_name(sources, option): list(frame.columns) for option, frame in frames.items()}
         self.source = next(iter(self._columns))
         if not retrieval.uses_retrieval(config):
@@ -116,14 +119,13 @@ class Rows:
             raise DataError(f"No row of {self.source} can be used: each misses a value that is needed.")
         self.frame = frame
 
-    def split(self) -> dict[str, pd.DataFrame]:
-        """Return the rows of the training, validation and test set."""
+    def split(self) -> dict[str, np.ndarray]:
+        """Return which rows of `frame` are in the training, validation and test set, each (n,)."""
         section = split_section(self._preprocessing, self.frame.columns, self.source)
         rows = split_rows(self.frame, section, self._seed, self.source)
         places = {TRAINING: rows.training, VALIDATION: rows.validation, TEST: rows.test}
-        frames = {name: self.frame.iloc[place] for name, place in places.items()}
-        logger.info("Rows: %s", ", ".join(f"{len(frame):,} {name}" for name, frame in frames.items()))
-        return frames
+        logger.info("Rows: %s", ", ".join(f"{len(place):,} {name}" for name, place in places.items()))
+        return places
 
     def _split_columns(self) -> list[str]:
         column = split_section(self._preprocessing, self.frame.columns, self.source).get("column")

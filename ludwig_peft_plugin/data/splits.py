@@ -16,6 +16,7 @@ from ludwig_peft_plugin.errors import DataError
 logger = logging.getLogger(__name__)
 
 _SPLIT_COLUMN = "split"
+_ROW_COLUMN = "__row__"
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,12 @@ def split_rows(frame: pd.DataFrame, split: dict[str, Any], seed: int, source: st
     from ludwig.backend import LOCAL_BACKEND
     from ludwig.data.split import split_dataset
 
-    table = frame.reset_index(drop=True)
+    # Ludwig's splitters copy and shuffle whole tables: they get the column they read, and one they keep.
+    columns = [] if split.get("column") is None else [split["column"]]
+    table = frame[columns].reset_index(drop=True).assign(**{_ROW_COLUMN: np.int8(0)})
     if split["type"] == "fixed":
         table = _with_numbers(table, split["column"], source)
-    elif split["type"] == "random" and _looks_like_split(table):
+    elif split["type"] == "random" and _looks_like_split(frame):
         logger.warning(
             "The data have a column %r of 0, 1 and 2, but rows are split at random. To use the column: "
             "preprocessing: {split: {type: fixed}}.",

@@ -11,7 +11,7 @@ import pandas as pd
 from ludwig.data.dataset.base import Dataset
 from ludwig.utils.defaults import default_random_seed
 
-from ludwig_peft_plugin.data.batches import TokenBatcher
+from ludwig_peft_plugin.data.batcher import TokenBatcher
 from ludwig_peft_plugin.data.ragged import Ragged
 
 
@@ -19,7 +19,8 @@ class TokenDataset(Dataset):
     """Tokenised prompts, with or without targets.
 
     Attributes:
-        input_ids: prompt + target + eos of each row; only the prompt where there are no targets.
+        input_ids: prompt + target + eos of each row; only the prompt where there are no targets. Read-only where it
+            is a mapped file, like `prompt_lengths`.
         prompt_lengths: how many tokens of each row are prompt, shape (n,), int32.
         frame: the text of each row; columns named after the input and, with targets, the output feature.
         has_targets: whether rows hold targets.
@@ -27,7 +28,7 @@ class TokenDataset(Dataset):
         proc_columns: Ludwig's processed-column name of each column of `frame`.
     """
 
-    # Attributes Ludwig's own datasets have; there is no cached copy on disk.
+    # Attributes of Ludwig's own datasets: a file in Ludwig's format, which these have none of.
     data_cache_fp = None
     processed_data_fp = None
 
@@ -60,7 +61,7 @@ class TokenDataset(Dataset):
 
     @property
     def in_memory_size_bytes(self) -> int:
-        """Bytes of the token arrays and of the text."""
+        """Bytes of the token arrays and of the text, in memory or in mapped files."""
         return self.input_ids.nbytes + self.prompt_lengths.nbytes + int(self.frame.memory_usage(deep=True).sum())
 
     def to_df(self, features: Iterable[Any] | None = None) -> pd.DataFrame:
@@ -83,6 +84,6 @@ class TokenDataset(Dataset):
         augmentation_pipeline: Any = None,
     ) -> Iterator[TokenBatcher]:
         """Yield a batcher at the start of the first epoch. The last, smaller batch is always part of it."""
-        batcher = TokenBatcher(self, batch_size, shuffle=should_shuffle, seed=random_seed, pad_id=self.pad_id)
+        batcher = TokenBatcher(self, batch_size, shuffle=should_shuffle, seed=random_seed)
         batcher.set_epoch(0, batch_size)
         yield batcher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,14 @@ from ludwig.globals import is_progressbar_disabled
 from ludwig.models.predictor import BasePredictor, LlmPredictor
 from ludwig.progress_bar import LudwigProgressBar
 
-from ludwig_peft_plugin.data.batches import micro_batches
+from ludwig_peft_plugin.data.batches import token_batches
+from ludwig_peft_plugin.decoding.memory import pass_tokens
+from ludwig_peft_plugin.engine.forward import unwrapped
 from ludwig_peft_plugin.errors import DataError, ModelError
+from ludwig_peft_plugin.evaluation.examples import Example, make_examples, spread_rows, texts_of
 from ludwig_peft_plugin.evaluation.metrics import TokenMetrics
-from ludwig_peft_plugin.model.generation import Answer, generate_answers, generation_settings
+from ludwig_peft_plugin.evaluation.text_metrics import score_texts
+from ludwig_peft_plugin.model.generation import Answer, generate_answers
 
 if TYPE_CHECKING:
     from ludwig_peft_plugin.data.token_dataset import TokenDataset
@@ -60,7 +64,21 @@ class PeftPredictor(BasePredictor):
         collect_logits: bool = False,
         dataset_name: str | None = None,
     ) -> tuple[dict[str, dict[str, float]], pd.DataFrame]:
-        """Return the metrics over `dataset` and, when asked, generated answers.
+        """Return the metrics over `dataset` and, when asked, generated answers, whose scores are then metrics too.
+
+        Raises:
+            DataError: the dataset has no targets to compare with.
+        """
+        values = self.losses(dataset, dataset_name)
+        if not collect_predictions:
+            return self.model.named_metrics(values), pd.DataFrame()
+        rows = np.arange(len(dataset))
+        answers = self.generate(dataset, rows, self.model.generation, dataset_name)
+        scores, self.model.examples = self.scores(dataset, rows, answers)
+        return self.model.named_metrics(values | scores), self._frame(answers)
+
+    def losses(self, dataset: TokenDataset, dataset_name: str | None = None) -> dict[str, float]:
+        """Return the metrics of the targets' own probabilities: loss, perplexity, accuracies.
 
         Raises:
             DataError: the dataset has no targets to compare with.
@@ -72,26 +90,42 @@ class PeftPredictor(BasePredictor):
         limit = getattr(self.model.config_obj.trainer, "eval_steps", None)
         if limit:  # Ludwig's cap on evaluation batches
             rows = rows[: int(limit) * self.batch_size]
-        pad_id = int(self.model.tokenizer.pad_token_id)
-        name = f"Evaluation {dataset_name or '':<5.5}".strip()
-        with self._evaluating(), torch.no_grad(), self._progress(name, len(rows)) as advance:
-            for batch in micro_batches(dataset, rows, self.batch_size, pad_id):
-                metrics.update(self.model(batch.to(self.model.curr_device)))
-                advance(len(batch.rows))
-        values = metrics.compute(getattr(self.model.config_obj.trainer, "validation_metric", None))
-        predictions = self.batch_predict(dataset, dataset_name) if collect_predictions else pd.DataFrame()
-        return self.model.named_metrics(values), predictions
+        device = self.model.curr_device
+        # Losses are summed over target tokens: batches may be as large as the memory allows, whatever the training's.
+        tokens = pass_tokens(unwrapped(self.model.model), device)
+        by_length = rows[np.argsort(-dataset.input_ids.lengths[rows], kind="stable")]
+        with self._evaluating(), torch.no_grad(), self._progress(_name("Evaluation", dataset_name), len(rows)) as bar:
+            for batch in token_batches(dataset, by_length, tokens):
+                metrics.update(self.model(batch.to(device)))
+                bar(len(batch.rows))
+        return metrics.compute(getattr(self.model.config_obj.trainer, "validation_metric", None))
+
+    def scores(
+        self, dataset: TokenDataset, rows: np.ndarray, answers: Sequence[Answer]
+    ) -> tuple[dict[str, float], list[Example]]:
+        """Return the configured metrics of the answers to `rows`, and a few of them to read."""
+        settings = self.model.config_obj.evaluation
+        texts = self.texts(answers)
+        targets = texts_of(dataset, self.output_column, rows)
+        chosen = spread_rows(len(rows), settings.examples)
+        examples = make_examples(
+            rows[chosen].tolist(),
+            texts_of(dataset, self.input_column, rows[chosen]),
+            [targets[place] for place in chosen],
+            [texts[place] for place in chosen],
+            settings.language,
+        )
+        return score_texts(texts, targets, settings.reported, settings.language), examples
 
     def batch_predict(self, dataset: TokenDataset, dataset_name: str | None = None, **_: Any) -> pd.DataFrame:
         """Return one row for each prompt, in the dataset's order: token ids and their probabilities."""
-        name = f"Prediction {dataset_name or '':<5.5}".strip()
-        with self._progress(name, len(dataset)) as advance:
-            answers = self.generate(dataset, np.arange(len(dataset)), self.model.generation, advance)
-        column = next(iter(self.model.output_features))
+        return self._frame(self.generate(dataset, np.arange(len(dataset)), self.model.generation, dataset_name))
+
+    def _frame(self, answers: Sequence[Answer]) -> pd.DataFrame:
         return pd.DataFrame(
             {
-                f"{column}_{PREDICTIONS}": [answer.tokens for answer in answers],
-                f"{column}_{PROBABILITIES}": [answer.probabilities for answer in answers],
+                f"{self.output_column}_{PREDICTIONS}": [answer.tokens for answer in answers],
+                f"{self.output_column}_{PROBABILITIES}": [answer.probabilities for answer in answers],
             }
         )
 
@@ -107,34 +141,29 @@ class PeftPredictor(BasePredictor):
         )
 
     def generate(
-        self, dataset: TokenDataset, rows: np.ndarray, config: Any, advance: Callable[[int], None] | None = None
+        self, dataset: TokenDataset, rows: np.ndarray, config: Any, dataset_name: str | None = None
     ) -> list[Answer]:
-        """Return an answer for each of the given rows' prompts."""
+        """Return an answer for each of the given rows' prompts; how many are made at once is up to the memory."""
         prompts = [dataset.input_ids[int(row)][: int(dataset.prompt_lengths[row])] for row in rows]
-        with self._evaluating():
-            return generate_answers(
-                self.model.model,
-                prompts,
-                config,
-                batch_size=self.batch_size,
-                device=self.model.curr_device,
-                progress=advance,
-            )
+        with self._evaluating(), self._progress(_name("Prediction", dataset_name), len(rows)) as bar:
+            return generate_answers(self.model.model, prompts, config, device=self.model.curr_device, progress=bar)
 
-    def examples(self, dataset: TokenDataset, count: int, max_new_tokens: int) -> dict[str, list[str]]:
-        """Return the first `count` rows as texts: inputs, targets and greedy answers of at most `max_new_tokens`."""
-        rows = np.arange(min(count, len(dataset)))
-        settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
-        config = generation_settings(settings, self.model.tokenizer, self.model.model)
-        answers = self.generate(dataset, rows, config)
-        decode = self.model.tokenizer.decode
-        lengths = dataset.prompt_lengths
-        sequences = [dataset.input_ids[int(row)] for row in rows]
-        return {
-            "inputs": [decode(ids[: lengths[i]], skip_special_tokens=True) for i, ids in enumerate(sequences)],
-            "targets": [decode(ids[lengths[i] :], skip_special_tokens=True) for i, ids in enumerate(sequences)],
-            "outputs": [decode(answer.tokens, skip_special_tokens=True) for answer in answers],
-        }
+    def texts(self, answers: Sequence[Answer]) -> list[str]:
+        """Return answers as texts."""
+        texts: list[str] = self.model.tokenizer.batch_decode(
+            [answer.tokens for answer in answers], skip_special_tokens=True
+        )
+        return texts
+
+    @property
+    def input_column(self) -> str:
+        """Name of the prompt's column."""
+        return str(next(iter(self.model.input_features)))
+
+    @property
+    def output_column(self) -> str:
+        """Name of the answer's column."""
+        return str(next(iter(self.model.output_features)))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -154,3 +183,8 @@ class PeftPredictor(BasePredictor):
             yield bar.update
         finally:
             bar.close()
+
+
+def _name(task: str, dataset_name: str | None) -> str:
+    """Return what a progress bar is called."""
+    return f"{task} {dataset_name or '':<5.5}".strip()

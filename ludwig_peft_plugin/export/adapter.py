@@ -16,6 +16,7 @@ from ludwig_peft_plugin.errors import ExportError
 from ludwig_peft_plugin.export.formats import ExportFormat, public_name, register_format, trained_dtype
 from ludwig_peft_plugin.export.result import ExportOptions, Written
 from ludwig_peft_plugin.model.base_model import SHIPPED_MODELS, load_base_model, load_model_config
+from ludwig_peft_plugin.model.row_scaled_loading import RowScaledConfig
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -72,7 +73,10 @@ class AdapterFormat(ExportFormat):
         arguments = f'dtype="{str(trained_dtype(llm)).removeprefix("torch.")}"'
         live = llm.model.get_base_model() if isinstance(llm.model, PeftModel) else llm.model
         settings = getattr(live.config, "quantization_config", None)
-        if settings is not None:
+        if isinstance(settings, RowScaledConfig):
+            imports += "from ludwig_peft_plugin.model.row_scaled_loading import RowScaledConfig\n"
+            arguments += f", quantization_config=RowScaledConfig({json.dumps(settings.mode)})"
+        elif settings is not None and not live.hf_quantizer.pre_quantized:
             names += ", BitsAndBytesConfig"
             quantization = f"quantization = BitsAndBytesConfig({_keywords(settings)})\n"
             arguments += ", quantization_config=quantization"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ludwig_peft_plugin.errors import ModelError
+from ludwig_peft_plugin.model.checkpoint_quantization import check_loaded, loading_arguments, stored_quantization
+from ludwig_peft_plugin.model.float8_arithmetic import has_float8_units
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -103,25 +106,50 @@ def load_base_model(config_obj: Any, model_config: PretrainedConfig, device: tor
         ModelError: the weights are missing or unreadable, or the quantisation cannot be applied.
     """
     dtype = precision_dtype(config_obj, device)
-    arguments: dict[str, Any] = {"config": model_config, "dtype": dtype, "device_map": {"": device}}
-    if config_obj.quantization:
-        arguments["quantization_config"] = _quantization(config_obj.quantization, dtype)
+    if trains_base(config_obj) and stored_quantization(model_config) is not None:
+        raise ModelError(
+            f"base_model: the weights of {config_obj.base_model!r} are quantised, so they cannot be trained "
+            "themselves. Add `adapter: qlora`, or use the model they were made from."
+        )
+    arguments = loading_arguments(config_obj, model_config, dtype)
     logger.info("Loading %s in %s on %s", config_obj.base_model, dtype, device)
-    model: PreTrainedModel = _from_pretrained(
-        AutoModelForCausalLM, config_obj.base_model, trust_remote_code=config_obj.trust_remote_code, **arguments
+    model: PreTrainedModel
+    model, loading_info = _from_pretrained(
+        AutoModelForCausalLM,
+        config_obj.base_model,
+        trust_remote_code=config_obj.trust_remote_code,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+        **arguments,
     )
+    check_loaded(model, loading_info, config_obj.base_model)
+    if getattr(config_obj.quantization, "mode", None) == "float8" and not has_float8_units(device):
+        _tell_of_missing_units(str(device))
     model.requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On such processors bitsandbytes repacks 4-bit weights in place when it evaluates, and gradients are lost.
             module.support_avx512bf16_for_cpu = False
+        if (state := getattr(getattr(module, "weight", None), "quant_state", None)) is not None:
+            state.dtype = dtype  # of a checkpoint in 4 bits: otherwise that of the model it was made from
     return model
+
+
+@functools.cache
+def _tell_of_missing_units(device: str) -> None:
+    """Log, once for a device, that float8 is of use for memory alone there."""
+    logger.warning("quantization.mode: float8 saves memory, but no time: %s does not multiply in float8.", device)
 
 
 def load_merged_model(config_obj: Any, folder: str, device: torch.device) -> PreTrainedModel:
     """Load a full model that was saved by Ludwig in `folder` (after a merge, or after full fine-tuning)."""
     dtype = precision_dtype(config_obj, device)
-    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, folder, dtype=dtype, device_map={"": device})
+    model: PreTrainedModel
+    model, loading_info = _from_pretrained(
+        AutoModelForCausalLM, folder, dtype=dtype, device_map={"": device}, output_loading_info=True
+    )
+    check_loaded(model, loading_info, folder)
     model.requires_grad_(trains_base(config_obj))
     return model
 
@@ -132,19 +160,6 @@ def context_length(model_config: PretrainedConfig) -> int:
 
     text_config = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     return int(get_context_len(text_config))
-
-
-def _quantization(quantization: Any, dtype: torch.dtype) -> Any:
-    """Return the transformers quantisation config; a compute dtype of `auto` follows the model's precision."""
-    if quantization.backend != "bitsandbytes":
-        raise ModelError(
-            f"quantization.backend: {quantization.backend} is not available for LLM fine-tuning in this version: "
-            "use backend: bitsandbytes with bits: 4 or 8."
-        )
-    settings = quantization.to_bitsandbytes()
-    if quantization.bnb_4bit_compute_dtype == "auto":
-        settings.bnb_4bit_compute_dtype = dtype
-    return settings
 
 
 def _from_pretrained(auto_class: Any, base_model: str, **arguments: Any) -> Any:
@@ -161,6 +176,13 @@ def _from_pretrained(auto_class: Any, base_model: str, **arguments: Any) -> Any:
 def _explain(base_model: str, path: str, error: Exception) -> str:
     """Return a few lines that say what is wrong with a base model and what would work."""
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    if "ignore_mismatched_sizes" in reason:
+        reason = (
+            "its weights have other shapes than its config.json says (model_parameters changed them, or the weights "
+            "are quantised and quantization_config is missing in config.json)."
+        )
+    elif "automatic conversion of the weights" in reason:
+        reason = "some weights cannot be quantised, or have other shapes than its config.json says; the log names them."
     folder = Path(path)
     looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.exists()
     if looks_local and not folder.is_dir():

@@ -36,8 +36,8 @@ def generate_texts(
                 llm.model,
                 rows,
                 llm.generation,
-                batch_size=1 if streaming else len(rows),
                 device=llm.curr_device,
+                batch_size=1 if streaming else None,
                 streamer=streamer,
             )
     finally:

@@ -19,6 +19,7 @@ from ludwig_peft_plugin.errors import AdapterError
 from ludwig_peft_plugin.evaluation.metrics import TokenMetrics
 from ludwig_peft_plugin.model import base_model
 from ludwig_peft_plugin.model.features import TextInput, TextOutput
+from ludwig_peft_plugin.model.float8 import keep_transposed_copies
 from ludwig_peft_plugin.model.generation import generation_settings
 from ludwig_peft_plugin.model.storage import load_weights, save_weights
 from ludwig_peft_plugin.training.loss import TargetLoss, target_loss
@@ -141,6 +142,13 @@ class PeftLLM(LLM):
             self.model.requires_grad_(True)
         elif not self.awaits_data:
             self.initialize_adapter()
+        if self.config_obj.quantization and self.config_obj.quantization.mode == "float8":
+            keep_transposed_copies(self.model, self.config_obj.quantization.float8_transposed_copy)
+
+    @property
+    def trains_its_embedding(self) -> bool:
+        """Whether the input embedding is trained."""
+        return any(parameter.requires_grad for parameter in self.model.get_input_embeddings().parameters())
 
     def parameter_counts(self) -> tuple[int, int]:
         """Return (trained, all) parameters; a 4-bit weight counts as the numbers it stands for."""

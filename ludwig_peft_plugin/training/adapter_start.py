@@ -6,12 +6,17 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from ludwig.trainers.trainer import Trainer
 
-from ludwig_peft_plugin.data.batches import TokenBatcher, micro_batches
+from ludwig_peft_plugin.data.batches import padded
+from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
+from ludwig_peft_plugin.engine.compile import compile_layers
+from ludwig_peft_plugin.engine.embeddings import offload_embedding
 from ludwig_peft_plugin.errors import ModelError
 from ludwig_peft_plugin.training.checkpoint import trained_parameters
+from ludwig_peft_plugin.training.optimizers import parameters_on
 
 CALIBRATION_ROWS = 256  # rows that data-driven initialisations (EVA, CorDA) look at
 REPEATABLE = ("default", "gaussian")  # initialisations whose start a checkpoint holds by itself
@@ -22,29 +27,49 @@ class AdapterStart(Trainer):
 
     model: Any
     resume: bool
+    _compile: bool
+    _embedding_offloaded = False
 
     def prepare(self) -> None:
-        """Create the optimiser, once there is something to optimise."""
-        if not self.model.awaits_data:
-            super().prepare()
-            if not trained_parameters(self.model):
-                raise ModelError(
-                    "Nothing would be trained: no parameter has a gradient. Add an adapter, or remove "
-                    "trainer.layers_to_freeze_regex if it froze everything."
-                )
+        """Create the optimiser, once there is something to optimise.
+
+        Raises:
+            ModelError: there is nothing to optimise, or layers cannot be checkpointed as asked.
+        """
+        if self.model.awaits_data:
+            return
+        checkpointing = self.config.enable_gradient_checkpointing
+        self.config.enable_gradient_checkpointing = False  # Ludwig would choose PyTorch's, which costs more time
+        try:
+            with parameters_on(self.device):
+                super().prepare()
+        finally:
+            self.config.enable_gradient_checkpointing = checkpointing
+        if not trained_parameters(self.model):
+            raise ModelError(
+                "Nothing would be trained: no parameter has a gradient. Add an adapter, or remove "
+                "trainer.layers_to_freeze_regex if it froze everything."
+            )
+        if checkpointing:
+            layers, offload = self.config.checkpoint_layers, self.config.checkpoint_offload
+            enable_checkpointing(self.model.model, layers=layers, offload=offload)
+        if self.config.embedding_offload and not self._embedding_offloaded:
+            offload_embedding(self.model.model)
+            self._embedding_offloaded = True
+        if self._compile:
+            compile_layers(self.model.model)
 
     def _attach_adapter_from_data(self, training_set: Any) -> None:
         """Attach an adapter whose initialisation reads training rows (EVA, CorDA)."""
         if not self.model.awaits_data:
             return
+        rows = np.random.default_rng((self.random_seed, 0)).permutation(len(training_set))[:CALIBRATION_ROWS]
+        size = max(1, self.batch_size) if isinstance(self.batch_size, int) else 1  # `auto` is not known yet
 
         def batches() -> Iterator[dict[str, torch.Tensor]]:
-            rows = TokenBatcher(training_set, 1, seed=self.random_seed)
-            rows.set_epoch(0, 1)
-            chosen = rows._order[:CALIBRATION_ROWS]
-            for part in micro_batches(training_set, chosen, max(1, int(self.batch_size)), self._pad_id):
-                part = part.to(self.device)
-                yield {"input_ids": part.input_ids, "attention_mask": part.attention_mask, "labels": part.labels}
+            for start in range(0, len(rows), size):
+                batch = padded(training_set, rows[start : start + size], self._pad_id)
+                yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
         self.model.initialize_adapter(batches)
         self.prepare()

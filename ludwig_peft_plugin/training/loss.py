@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from ludwig_peft_plugin.data.batches import IGNORED, MicroBatch
+from ludwig_peft_plugin.data.batches import MicroBatch
+from ludwig_peft_plugin.engine.forward import frozen_matrix, hidden_states, output_layer, target_logits
+from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -24,46 +26,46 @@ class TargetLoss:
         last_correct: whether each row's last target token was the most likely one, shape (B,), bool.
     """
 
-    loss_sum: torch.Tensor
-    row_log_likelihood: torch.Tensor
-    row_tokens: torch.Tensor
-    row_correct: torch.Tensor
-    last_correct: torch.Tensor
+    loss_sum: Tensor
+    row_log_likelihood: Tensor
+    row_tokens: Tensor
+    row_correct: Tensor
+    last_correct: Tensor
 
 
 def target_loss(model: Any, batch: MicroBatch) -> TargetLoss:
     r"""Run `model` on `batch` and return \(-\sum_t \log p(y_t \mid y_{<t}, x)\) over the target tokens.
 
-    Logits are made only for the columns that predict a target token in some row (`logits_to_keep` of transformers'
-    causal language models), so the prompt costs no vocabulary-sized memory. The sum is left unweighted: dividing by
-    the target tokens of the whole optimiser step makes the step independent of how rows were grouped.
-
-    No attention mask is passed: rows are padded on the right, where causal attention never looks.
+    Logits are made at the positions that predict a target, so the prompt costs no vocabulary-sized memory. The sum is
+    left unweighted: dividing by the target tokens of the whole optimiser step makes the step independent of how rows
+    were grouped.
     """
-    targets = batch.labels[:, 1:]
-    is_target = targets != IGNORED
-    columns = is_target.any(dim=0).nonzero().flatten()
-    targets, is_target = targets[:, columns], is_target[:, columns]
-    logits = _logits(model, batch.input_ids, columns)
-
-    # One row of logits for each target token: the softmax then runs along memory, where float32 sums are exact enough.
-    picked = logits[is_target].float()
-    losses = F.cross_entropy(picked, targets[is_target], reduction="none")
-    rows = is_target.nonzero()[:, 0]
-    hits = picked.detach().argmax(dim=-1) == targets[is_target]
-    row_tokens = is_target.sum(dim=1)
-    row_losses = torch.zeros(len(targets), device=losses.device).index_add(0, rows, losses.detach())
-    row_correct = torch.zeros_like(row_tokens).index_add(0, rows, hits.long())
-    last = (is_target.cumsum(dim=1) == row_tokens[:, None]) & is_target
-    last_correct = torch.zeros_like(row_tokens).index_add(0, rows, (hits & last[is_target]).long())
-    return TargetLoss(losses.sum(), -row_losses, row_tokens, row_correct, last_correct > 0)
+    head = output_layer(model)
+    if head is None or not len(batch.targets):
+        logits = target_logits(model, batch).float()
+        all_losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        loss_sum, losses = all_losses.sum(), all_losses.detach()
+        hits = logits.detach().argmax(dim=-1) == batch.targets
+    else:
+        states = hidden_states(model, batch)[batch.target_positions]
+        weight = frozen_matrix(head, states.dtype)
+        if weight is not None:
+            loss_sum, losses, hits = fused_linear_cross_entropy(states, weight, batch.targets)
+        else:
+            loss_sum, losses, hits = chunked_cross_entropy(head, states, batch.targets)
+    return _by_row(batch, loss_sum, losses, hits)
 
 
-def _logits(model: Any, input_ids: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return the logits of the given columns, shape (B, K, V)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "logits_to_keep" in inspect.signature(base.forward).parameters:
-        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False, logits_to_keep=columns).logits
-        return logits
-    full: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
-    return full[:, columns]
+def _by_row(batch: MicroBatch, loss_sum: Tensor, losses: Tensor, hits: Tensor) -> TargetLoss:
+    """Add up the targets of each row. `target_rows` ascends, so a row's last target is where the next row begins."""
+    owners, rows = batch.target_rows, len(batch.rows)
+    nothing = torch.zeros(rows, dtype=torch.int64, device=losses.device)
+    last = torch.ones_like(hits)
+    last[:-1] = owners[1:] != owners[:-1]
+    return TargetLoss(
+        loss_sum=loss_sum,
+        row_log_likelihood=-torch.zeros(rows, device=losses.device).index_add(0, owners, losses),
+        row_tokens=nothing.index_add(0, owners, torch.ones_like(owners)),
+        row_correct=nothing.index_add(0, owners, hits.long()),
+        last_correct=nothing.index_add(0, owners, (hits & last).long()) > 0,
+    )

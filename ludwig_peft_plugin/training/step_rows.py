@@ -7,20 +7,44 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.profiler import record_function
 
-from ludwig_peft_plugin.data.batches import StepBatch, TokenBatcher
+from ludwig_peft_plugin.data.batcher import TokenBatcher
+from ludwig_peft_plugin.data.batches import StepBatch
+from ludwig_peft_plugin.data.packing import token_capacity
+from ludwig_peft_plugin.data.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from ludwig_peft_plugin.training.trainer import PeftTrainer
 
 
 class StepRows:
-    """A dataset whose batches are whole optimiser steps, as Ludwig's loop asks for them."""
+    """A dataset whose batches are whole optimiser steps, as Ludwig's loop asks for them.
 
-    def __init__(self, dataset: Any, accumulation: int, pad_id: int) -> None:
+    Attributes:
+        capacity: tokens of a micro-batch at most; None where a micro-batch is a number of rows.
+        skip_steps: steps of the first epoch that an interrupted run has done.
+        batcher: the batcher of the running training.
+    """
+
+    def __init__(self, dataset: Any, trainer: PeftTrainer) -> None:
+        """Read from the trainer's config how rows are grouped.
+
+        Raises:
+            DataError: a row is longer than a micro-batch may be.
+        """
+        config = trainer.config
         self.dataset = dataset
-        self.accumulation = accumulation
-        self.pad_id = pad_id
+        self.accumulation = trainer.gradient_accumulation_steps
+        self.packing = bool(config.packing)
+        self.compiled = bool(config.compile)
+        self.capacity = token_capacity(
+            dataset.input_ids.lengths,
+            config.tokens_per_batch,
+            self.packing,
+            trainer.batch_size,
+            trainer.model.config_obj.preprocessing.global_max_sequence_length,
+        )
         self.skip_steps = 0
         self.batcher: TokenBatcher | None = None
 
@@ -43,7 +67,9 @@ class StepRows:
             accumulation=self.accumulation,
             shuffle=should_shuffle,
             seed=random_seed,
-            pad_id=self.pad_id,
+            capacity=self.capacity,
+            packing=self.packing,
+            fixed_length=self.compiled,  # compiled code is made for one length
             skip_steps=self.skip_steps,
         )
         yield self.batcher
@@ -55,7 +81,7 @@ class StepRows:
 
 
 class SeededBatches:
-    """The batcher of one epoch, seeding each step from the run's seed and the step's number.
+    """The batcher of one epoch, whose batches are made ahead, seeding each step from the run's seed and its number.
 
     Dropout then depends on nothing that came before, so a resumed run repeats what an uninterrupted one does.
     """
@@ -64,10 +90,18 @@ class SeededBatches:
         self._batcher = batcher
         self._trainer = trainer
         self.steps_per_epoch = batcher.steps_per_epoch
+        self._batches = Prefetch(batcher.make, range(batcher.step, batcher.steps_per_epoch), trainer.device)
 
     def next_batch(self) -> StepBatch:
-        torch.manual_seed((self._trainer.random_seed + 1) * 1_000_003 + self._trainer._progress.steps)
-        return self._batcher.next_batch()
+        with record_function("data"):
+            torch.manual_seed((self._trainer.random_seed + 1) * 1_000_003 + self._trainer._progress.steps)
+            batch = next(self._batches)
+            self._batcher.step += 1
+            return batch
 
     def last_batch(self) -> bool:
         return self._batcher.last_batch()
+
+    def close(self) -> None:
+        """End the thread that makes the batches."""
+        self._batches.close()

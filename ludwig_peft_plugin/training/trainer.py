@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import time
@@ -14,28 +13,33 @@ from ludwig.globals import TRAINING_CHECKPOINTS_DIR_PATH, TRAINING_PROGRESS_TRAC
 from ludwig.trainers.trainer_llm import FineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics
 from torch.amp.grad_scaler import GradScaler
+from torch.profiler import record_function
 
 from ludwig_peft_plugin.data.batches import StepBatch
+from ludwig_peft_plugin.evaluation import in_training
 from ludwig_peft_plugin.evaluation.predictor import PeftPredictor
 from ludwig_peft_plugin.training.adapter_start import AdapterStart
-from ludwig_peft_plugin.training.batch_size import StepSizeEvaluator
+from ludwig_peft_plugin.training.batch_size import BatchSizeTuning
 from ludwig_peft_plugin.training.checkpoint import TrainingCheckpoint, trained_parameters, write_json
+from ludwig_peft_plugin.training.loss_log import LossLog, StepSummary
+from ludwig_peft_plugin.training.out_of_memory import explained_out_of_memory
 from ludwig_peft_plugin.training.step_rows import SeededBatches, StepRows
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES_PER_EVALUATION = 3
-EXAMPLE_TOKENS = 64
 INITIAL_ADAPTER = "initial_adapter"  # beside the checkpoints
 
 
-class PeftTrainer(AdapterStart, FineTuneTrainer):
+class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
     """Fine-tunes a `PeftLLM`.
 
     One batch of the loop is one optimiser step: its micro-batches are accumulated inside `train_step`, weighted by
     their target tokens. So steps, schedule, logs and checkpoints all count optimiser steps.
+
+    No step waits for the GPU: losses are logged when they have arrived, up to a few steps later (see `LossLog`).
     """
 
+    batch_size: int
     gradient_accumulation_steps: int
     resume: bool
 
@@ -46,14 +50,13 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
             super().__init__(config, model, *args, **kwargs)
         finally:
             config.compile = self._compile
-        if self._compile:
-            self.model.model.compile(dynamic=True)
         self.autocast = self._autocast_dtype()
         half = model.config_obj.precision == "float16"
         # float16 gradients of activations underflow without a scale; bfloat16 has float32's range.
         self.loss_scaler = GradScaler(torch.device(self.device).type, enabled=half)
-        self._losses: list[tuple[int, torch.Tensor | float]] = []
+        self._losses = LossLog()
         self._progress: Any = None
+        self._folder: str | None = None
         self._rows: StepRows | None = None
         self._saved_scheduler: dict[str, Any] | None = None
         self._saved_rates: list[float] = []
@@ -79,23 +82,31 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
         """Run one optimiser step over the micro-batches of `inputs`.
 
         Returns:
-            The loss in nats per target token (scalar), the same by output feature, and the tokens read.
+            The latest loss that has arrived from the device, in nats per target token (scalar, on the host; on a CPU
+            that of this very step), the same by output feature, and the tokens read.
         """
         total = max(inputs.target_tokens, 1)
         loss_sum = torch.zeros((), device=self.device)
-        for micro_batch in inputs.micro_batches:
-            with torch.autocast("cuda", self.autocast) if self.autocast else nullcontext():
-                result = self.model(micro_batch.to(self.device))
-            self.loss_scaler.scale(result.loss_sum / total).backward()
+        for part in inputs.micro_batches:
+            with record_function("data"):
+                micro_batch = part.to(self.device)
+            with record_function("forward"), torch.autocast("cuda", self.autocast) if self.autocast else nullcontext():
+                result = self.model(micro_batch)
+            with record_function("backward"):
+                self.loss_scaler.scale(result.loss_sum / total).backward()
             loss_sum += result.loss_sum.detach()
             if not self.evaluate_training_set:
                 self.model.metrics.update(result)
-        self._step_optimizer()
+        with record_function("optimizer"):
+            self._step_optimizer()
         if profiler:
             profiler.step()
-        loss = loss_sum / total
-        if self._progress is not None:
-            self._losses.append((self._progress.steps + 1, loss))
+        if self._progress is None:  # not a step of the loop
+            loss = loss_sum / total
+        else:
+            with record_function("logging"):
+                self._losses.add(self._progress.steps + 1, loss_sum / total)
+                loss = self._losses.newest
         return loss, dict.fromkeys(self.model.output_features, loss), inputs.tokens
 
     def _step_optimizer(self) -> None:
@@ -105,11 +116,27 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
         self.loss_scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def write_step_summary(
+        self,
+        train_summary_writer: Any,
+        combined_loss: torch.Tensor,
+        all_losses: dict[str, torch.Tensor],
+        step: int,
+        used_tokens: int,
+        total_tokens_used: int,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Have this step written to TensorBoard with its own loss, once that has arrived."""
+        if train_summary_writer:
+            summary = (train_summary_writer, tuple(all_losses), step, used_tokens, total_tokens_used, learning_rate)
+            with record_function("logging"):
+                self._losses.summarize(StepSummary(*summary))
+
     def train_online(self, dataset: Any) -> Any:
         """Train one pass over `dataset`, without evaluation or checkpoints."""
         self._attach_adapter_from_data(dataset)
         self.model.train()
-        rows = StepRows(dataset, self.gradient_accumulation_steps, self._pad_id)
+        rows = StepRows(dataset, self)
         with rows.initialize_batcher(self.batch_size, self.should_shuffle, self.random_seed) as batcher:
             batcher.set_epoch(0, self.batch_size)
             while not batcher.last_batch():
@@ -132,11 +159,12 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
             What Ludwig's trainer returns: the model and the train, validation and test metrics.
         """
         started = time.monotonic()
+        self._folder = save_path
         initial_adapter = os.path.join(save_path, TRAINING_CHECKPOINTS_DIR_PATH, INITIAL_ADAPTER)
         self._start_from_initial_adapter(initial_adapter)
         self._attach_adapter_from_data(training_set)
         self._keep_initial_adapter(initial_adapter)
-        self._rows = StepRows(training_set, self.gradient_accumulation_steps, self._pad_id)
+        self._rows = StepRows(training_set, self)
         # Ludwig's loop must see every batch as a full step.
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         try:
@@ -167,19 +195,31 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
                 group["lr"] = rate
             self._saved_scheduler = None
         self._progress = progress_tracker
+        batches = SeededBatches(batcher, self)
         try:
-            return super()._train_loop(SeededBatches(batcher, self), progress_tracker, *args, **kwargs)
+            with explained_out_of_memory(self.model.config_obj, "training"):
+                results = super()._train_loop(batches, progress_tracker, *args, **kwargs)
+            self._losses.flush()
+            return results
         finally:
+            batches.close()
+            self._losses.write()
             self._progress = None
+
+    def _eval_and_checkpoint(self, *args: Any, **kwargs: Any) -> tuple[bool, bool]:
+        self._losses.flush()
+        return super()._eval_and_checkpoint(*args, **kwargs)
 
     @property
     def loss_curve(self) -> list[tuple[int, float]]:
         """(step, loss in nats per target token) of every optimiser step so far, counted from 1."""
-        return [(step, float(loss)) for step, loss in self._losses]
+        return self._losses.curve
 
     def _has_nan_or_inf_weights(self, model: Any) -> bool:
         """Look at what is trained: frozen weights cannot change."""
-        bad = [name for name, p in trained_parameters(self.model).items() if not bool(torch.isfinite(p).all())]
+        parameters = trained_parameters(self.model)
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
+        bad = [name for name, good in zip(parameters, finite, strict=True) if not good]
         if bad:
             logger.warning("NaN or infinite values in %d trained parameters (first: %s); stopping.", len(bad), bad[0])
         return bool(bad)
@@ -187,19 +227,11 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
     def evaluation(
         self, dataset: Any, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
     ) -> Any:
-        """Evaluate the loss and accuracies on `dataset`, and write a few generated answers of the validation set."""
+        """Evaluate the loss and accuracies on `dataset`, and answers as `evaluation` in the config says."""
         dataset = dataset.dataset if isinstance(dataset, StepRows) else dataset
         predictor = PeftPredictor(self.model, batch_size=batch_size, report_tqdm_to_ray=self.report_tqdm_to_ray)
-        metrics, _ = predictor.batch_evaluation(dataset, collect_predictions=False, dataset_name=dataset_name)
-        if dataset_name == "validation":
-            progress_tracker.llm_eval_examples = self._examples(predictor, dataset)
+        metrics = in_training.evaluate(predictor, dataset, dataset_name, progress_tracker, self._folder)
         return append_metrics(self.model, dataset_name, metrics, metrics_log, progress_tracker)
-
-    def _examples(self, predictor: PeftPredictor, dataset: Any) -> dict[str, list[str]]:
-        examples = predictor.examples(dataset, EXAMPLES_PER_EVALUATION, EXAMPLE_TOKENS)
-        for prompt, target, output in zip(*examples.values(), strict=True):
-            logger.info("Prompt: %s\nTarget: %s\nAnswer: %s\n---", prompt.strip(), target.strip(), output.strip())
-        return examples
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
@@ -215,6 +247,7 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
         self._checkpoint.extra = {
             "progress": _progress(progress_tracker),
             "steps_into_epoch": self._rows.steps_into_epoch if self._rows else 0,
+            "capacity": self._rows.capacity if self._rows else None,
             "loss_curve": self.loss_curve,
         }
         checkpoint_manager.save(progress_tracker.steps)
@@ -237,36 +270,16 @@ class PeftTrainer(AdapterStart, FineTuneTrainer):
 
         self.resume_weights_and_optimizer(checkpoints_path, checkpoint)
         tracker = ProgressTracker.load(checkpoint.extra["progress"])
-        self._losses = [(int(step), float(loss)) for step, loss in checkpoint.extra["loss_curve"]]
+        self._losses.restore(checkpoint.extra["loss_curve"])
         self._saved_scheduler = checkpoint.scheduler_state
         self._saved_rates = [group["lr"] for group in self.optimizer.param_groups]
         if self._rows is not None:
             self._rows.skip_steps = int(checkpoint.extra["steps_into_epoch"])
+            if self.tuned:  # measuring again may find another size, and the run's order goes by the first
+                self.batch_size = tracker.batch_size
+                self._rows.capacity = checkpoint.extra["capacity"]
         logger.info("Resuming after step %d (epoch %d).", tracker.steps, tracker.epoch)
         return tracker
-
-    # ---- batch size -------------------------------------------------------------------------------------------
-
-    def tune_batch_size(self, config: Any, training_set: Any, *args: Any, **kwargs: Any) -> int:
-        """Find the largest batch that fits, measured on the longest rows of the data."""
-        self._attach_adapter_from_data(training_set)
-        self._tuning_set = training_set
-        weights = {name: parameter.detach().clone() for name, parameter in trained_parameters(self.model).items()}
-        optimizer_state = copy.deepcopy(self.optimizer.state_dict())
-        try:
-            # Ludwig's own snapshot would write the quantised base to disk.
-            return int(super().tune_batch_size(config, training_set, *args, **{**kwargs, "snapshot_weights": False}))
-        finally:
-            self.model.load_state_dict(weights, strict=False)
-            self.optimizer.load_state_dict(optimizer_state)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.model.reset_metrics()
-
-    def _create_batch_size_evaluator(self) -> StepSizeEvaluator:
-        return StepSizeEvaluator(self, self._tuning_set, train=True)
-
-    def _create_predict_batch_size_evaluator(self) -> StepSizeEvaluator:
-        return StepSizeEvaluator(self, self._tuning_set, train=False)
 
 
 def _progress(tracker: Any) -> dict[str, Any]:

@@ -20,7 +20,6 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str]] = [
         "cannot be trained on a quantised base",
     ),
     ({"quantization": None, "adapter": "qlora"}, "quantization", "use `lora` instead"),
-    ({"quantization": {"backend": "torchao", "mode": "float8"}}, "quantization.backend", "use `bitsandbytes`"),
     ({"export": ["adapter"], "adapter": ...}, "export[0]", "export `merged`"),
     ({"export": ["merged"], "adapter": ..., "trainer": NONE}, "export", "trainer.type: finetune"),
     ({"dataset": "a.csv", "training_set": "b.csv"}, "training_set", "keep one"),

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -72,6 +73,14 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "slow, automatic eos": ByT5Tokenizer,
 }
 ADDS_BOS = ("automatic bos", "automatic bos and eos", "metaspace")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test a cache of its own: tokens are found again by content, and tests share theirs."""
+    folder = tmp_path_factory.mktemp("ludwig_cache")
+    monkeypatch.setenv("LUDWIG_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(params=list(KINDS))

@@ -112,3 +112,19 @@ def test_samples_equal_ludwig():
 def test_classes_cannot_be_balanced():
     with pytest.raises(DataError, match=r"preprocessing.oversample_minority balances classes"):
         sample_rows(FRAME, {"oversample_minority": 0.5}, 42)
+
+
+def test_a_split_does_not_copy_the_text(monkeypatch):
+    from ludwig.data import split as stock
+
+    seen = []
+    original = stock.split_dataset
+
+    def record(table, *args):
+        seen.append(list(table.columns))
+        return original(table, *args)
+
+    monkeypatch.setattr(stock, "split_dataset", record)
+    split_rows(FRAME, {"type": "random", "probabilities": [0.7, 0.1, 0.2]}, 42, "the data")
+    split_rows(FRAME, {"type": "fixed", "column": "split"}, 42, "the data")
+    assert [columns[:-1] for columns in seen] == [[], ["split"]]

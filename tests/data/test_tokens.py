@@ -2,6 +2,9 @@
 
 import copy
 
+import pytest
+
+from ludwig_peft_plugin.data import tokens
 from ludwig_peft_plugin.data.tokens import AutomaticTokens, encode_prompts, encode_targets
 
 PROMPTS = ["### Instruction: add\n### Response: ", "naïve €", " leading", "x"]
@@ -73,3 +76,46 @@ def test_what_a_tokenizer_adds(tokenizer_of):
     assert AutomaticTokens.of(tokenizer_of("automatic bos and eos")) == AutomaticTokens((2,), (3,))
     assert AutomaticTokens.of(tokenizer_of("metaspace")) == AutomaticTokens((2,), ())
     assert AutomaticTokens.of(tokenizer_of("slow, automatic eos")) == AutomaticTokens((), (1,))
+
+
+def test_the_fast_way_gives_what_the_tokenizer_gives(tokenizer_of, kind):
+    tokenizer = copy.deepcopy(tokenizer_of(kind))
+    texts = [*PROMPTS, *TARGETS, "<s>a</s>", "\U0001f600", "a\r\n\tb " * 300]
+    assert tokens._is_plain(tokenizer) == (kind != "slow, automatic eos")
+    if not tokens._is_plain(tokenizer):
+        return
+    for split in (False, True):
+        tokenizer.split_special_tokens = split
+        for special in (False, True):
+            expected = [tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+            assert tokens._encode_fast(tokenizer, texts, special) == expected
+            assert tokens._encode(tokenizer, texts, special) == expected
+
+
+@pytest.mark.parametrize("name", ["__call__", "_encode_plus", "_switch_to_input_mode"])
+def test_a_tokenizer_with_a_way_of_its_own_is_called(tokenizer_of, name):
+    tokenizer = copy.deepcopy(tokenizer_of("own pad"))
+    kind = type(tokenizer)
+    inherited = getattr(kind, name, lambda self: None)
+    tokenizer.__class__ = type("Own", (kind,), {name: lambda self, *args, **kwargs: inherited(self, *args, **kwargs)})
+    assert not tokens._is_plain(tokenizer)
+    assert as_lists(encode_prompts(tokenizer, PROMPTS)) == as_lists(encode_prompts(tokenizer_of("own pad"), PROMPTS))
+
+
+@pytest.mark.parametrize("characters", [0, 1, 25, 60])
+def test_long_texts_are_tokenised_a_few_at_a_time(tokenizer_of, monkeypatch, characters):
+    expected = [as_lists(encode(tokenizer_of("eos only"), TARGETS)) for encode in (encode_prompts, encode_targets)]
+    sizes = []
+    encode_fast = tokens._encode_fast
+
+    def record(tokenizer, texts, special):
+        sizes.append((len(texts), sum(map(len, texts))))
+        return encode_fast(tokenizer, texts, special)
+
+    monkeypatch.setattr(tokens, "_encode_fast", record)
+    monkeypatch.setattr(tokens, "CHARACTERS", characters)
+    assert [
+        as_lists(encode(tokenizer_of("eos only"), TARGETS)) for encode in (encode_prompts, encode_targets)
+    ] == expected
+    assert all(texts == 1 or size <= characters for texts, size in sizes)
+    assert max(texts for texts, _ in sizes) > 1 or characters < 2

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch equals independent computations, whatever the padding, grouping and accumulation."""
+"""The loss of a micro-batch equals independent computations, whatever the filler, grouping and accumulation."""
 
 import math
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from ludwig_peft_plugin.data.batches import IGNORED, TokenBatcher, collate, micro_batches
+from ludwig_peft_plugin.data.batcher import TokenBatcher
+from ludwig_peft_plugin.data.batches import IGNORED, collate, micro_batches, token_batches
 from ludwig_peft_plugin.evaluation.metrics import TokenMetrics
 from ludwig_peft_plugin.training.loss import target_loss
 
@@ -49,6 +50,13 @@ def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def frozen_head() -> LlamaForCausalLM:
+    """As adapters train it: the output matrix stays, and only its product with hidden states is needed."""
+    model = llama()
+    model.lm_head.requires_grad_(False)
+    return model
+
+
 def gpt2() -> GPT2LMHeadModel:
     """Learned absolute positions: sensitive to where a row starts."""
     torch.manual_seed(0)
@@ -70,9 +78,11 @@ def reference_loss_sum(model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     return total
 
 
-def step_gradient(model: torch.nn.Module, batch_size: int, accumulation: int) -> tuple[float, torch.Tensor]:
+def step_gradient(model: torch.nn.Module, batch_size: int, accumulation: int, **how) -> tuple[float, torch.Tensor]:
+    """The loss and gradient of one optimiser step over all rows."""
     model.zero_grad()
-    batcher = TokenBatcher(ROWS, batch_size, accumulation=accumulation, shuffle=False)
+    batcher = TokenBatcher(ROWS, batch_size, accumulation=accumulation, shuffle=False, **how)
+    assert batcher.steps_per_epoch == 1
     step = batcher.next_batch()
     loss = 0.0
     for part in step.micro_batches:
@@ -82,41 +92,45 @@ def step_gradient(model: torch.nn.Module, batch_size: int, accumulation: int) ->
     return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("build", [llama, gpt2])
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).norm() / other.norm() < 1e-5)
+
+
+@pytest.mark.parametrize("build", [llama, frozen_head, gpt2])
 def test_loss_equals_transformers_own_row_by_row(build):
     model = build()
     reference = reference_loss_sum(model, ROWS)
-    result = target_loss(model, collate(ROWS, np.arange(len(ROWS)), pad_id=0))
+    result = target_loss(model, collate(ROWS, np.arange(len(ROWS))))
     torch.testing.assert_close(result.loss_sum, reference, rtol=1e-5, atol=0)
     assert int(result.row_tokens.sum()) == sum(
         len(s) - p for s, p in zip(ROWS.sequences, ROWS.prompt_lengths, strict=True)
     )
 
 
-def test_gradient_equals_transformers_own():
-    model = llama()
-    reference_loss_sum(model, ROWS).backward()
-    reference = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad()
-    target_loss(model, collate(ROWS, np.arange(len(ROWS)), pad_id=0)).loss_sum.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-    assert (gradient - reference).norm() / reference.norm() < 1e-5
-
-
-@pytest.mark.parametrize("build", [llama, gpt2])
-def test_padding_and_its_token_change_nothing(build):
+@pytest.mark.parametrize("build", [llama, frozen_head, gpt2])
+def test_gradient_equals_transformers_own(build):
     model = build()
-    batch = collate(ROWS, np.arange(len(ROWS)), pad_id=0)
-    wider = torch.nn.functional.pad
-    other = type(batch)(
-        batch.rows,
-        wider(batch.input_ids, (0, 9), value=5).masked_fill(wider(batch.attention_mask, (0, 9)) == 0, 5),
-        wider(batch.attention_mask, (0, 9)),
-        wider(batch.labels, (0, 9), value=IGNORED),
-    )
-    torch.testing.assert_close(
-        target_loss(model, other).loss_sum, target_loss(model, batch).loss_sum, rtol=1e-5, atol=0
-    )
+    reference_loss_sum(model, ROWS).backward()
+    reference = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    model.zero_grad()
+    target_loss(model, collate(ROWS, np.arange(len(ROWS)))).loss_sum.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    assert same(gradient, reference)
+
+
+@pytest.mark.parametrize("build", [llama, frozen_head, gpt2])
+def test_filler_changes_nothing(build):
+    model = build()
+    rows = np.arange(len(ROWS))
+    batch = collate(ROWS, rows)
+    filled = collate(ROWS, rows, length=batch.tokens + 70)
+    assert len(filled.input_ids) == batch.tokens + 70
+    assert filled.tokens == batch.tokens
+    filled.input_ids[batch.tokens :] = 5
+    for name in ("loss_sum", "row_log_likelihood", "row_tokens", "row_correct", "last_correct"):
+        torch.testing.assert_close(
+            getattr(target_loss(model, filled), name), getattr(target_loss(model, batch), name), rtol=1e-5, atol=0
+        )
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 8), (2, 4), (4, 2), (3, 3)])
@@ -125,13 +139,36 @@ def test_accumulation_and_batch_composition_change_nothing(batch_size, accumulat
     loss, gradient = step_gradient(model, 8, 1)
     other_loss, other_gradient = step_gradient(model, batch_size, accumulation)
     assert other_loss == pytest.approx(loss, rel=1e-5)
-    assert (other_gradient - gradient).norm() / gradient.norm() < 1e-5
+    assert same(other_gradient, gradient)
+
+
+@pytest.mark.parametrize("how", [{}, {"packing": True}, {"packing": True, "fixed_length": True}])
+@pytest.mark.parametrize("build", [llama, frozen_head, gpt2])
+def test_packed_equals_unpacked(build, how):
+    """Rows that share a batch, in another order, with or without filler, are as if each were alone."""
+    model = build()
+    loss, gradient = step_gradient(model, 1, 8)
+    other_loss, other_gradient = step_gradient(model, 1, 8, capacity=45, **how)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert same(other_gradient, gradient)
+
+
+def test_a_token_budget_gives_the_same_sums():
+    model = llama()
+    rows = np.arange(len(ROWS))
+    whole = target_loss(model, collate(ROWS, rows))
+    parts = [target_loss(model, part) for part in token_batches(ROWS, rows, 40)]
+    assert len(parts) > 3
+    torch.testing.assert_close(sum(part.loss_sum for part in parts), whole.loss_sum, rtol=1e-5, atol=0)
+    for name in ("row_log_likelihood", "row_tokens", "row_correct", "last_correct"):
+        together = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(together, getattr(whole, name), rtol=1e-5, atol=0)
 
 
 def test_metrics_are_exact_over_batches():
     model = llama()
     metrics = TokenMetrics()
-    for part in micro_batches(ROWS, np.arange(len(ROWS)), 3, 0):
+    for part in micro_batches(ROWS, np.arange(len(ROWS)), 3):
         metrics.update(target_loss(model, part))
     values = metrics.compute("last_accuracy")
     tokens = sum(len(s) - p for s, p in zip(ROWS.sequences, ROWS.prompt_lengths, strict=True))
@@ -153,6 +190,8 @@ def test_accuracies_of_a_model_that_knows_the_answer():
     rows = Rows([(3, 4), (2, 2)])
 
     class Certain(torch.nn.Module):
+        config = LlamaConfig()
+
         def forward(self, input_ids, use_cache=False):
             following = torch.roll(input_ids, -1, dims=1)
             logits = torch.nn.functional.one_hot(following, VOCABULARY).float() * 100
@@ -161,35 +200,8 @@ def test_accuracies_of_a_model_that_knows_the_answer():
             return type("Output", (), {"logits": logits})()
 
     metrics = TokenMetrics()
-    metrics.update(target_loss(Certain(), collate(rows, np.arange(2), pad_id=0)))
+    metrics.update(target_loss(Certain(), collate(rows, np.arange(2))))
     values = metrics.compute("last_accuracy")
     assert values["token_accuracy"] == pytest.approx(5 / 6)
     assert values["sequence_accuracy"] == pytest.approx(1 / 2)
     assert values["last_accuracy"] == pytest.approx(1 / 2)
-
-
-def test_batcher_gives_every_row_once_and_keeps_the_last_partial_step():
-    batcher = TokenBatcher(ROWS, 3, accumulation=1, seed=1)
-    assert batcher.steps_per_epoch == 3
-    seen = []
-    orders = []
-    for epoch in range(2):
-        batcher.set_epoch(epoch, 3)
-        order = []
-        while not batcher.last_batch():
-            order += [int(row) for part in batcher.next_batch().micro_batches for row in part.rows]
-        seen.append(sorted(order))
-        orders.append(order)
-    assert seen == [list(range(8))] * 2
-    assert orders[0] != orders[1]
-
-
-def test_batcher_continues_an_epoch_in_the_middle():
-    whole = TokenBatcher(ROWS, 2, accumulation=1, seed=3)
-    whole.set_epoch(5, 2)
-    steps = [whole.next_batch() for _ in range(4)]
-    resumed = TokenBatcher(ROWS, 2, accumulation=1, seed=3, skip_steps=2)
-    resumed.set_epoch(5, 2)
-    assert resumed.next_batch().micro_batches[0].rows.tolist() == steps[2].micro_batches[0].rows.tolist()
-    resumed.set_epoch(6, 2)
-    assert resumed.step == 0

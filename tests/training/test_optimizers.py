@@ -5,7 +5,7 @@ import torch
 from ludwig.error import ConfigValidationError
 from ludwig.schema.optimizers import AdamWOptimizerConfig, optimizer_registry
 
-from ludwig_peft_plugin.training.optimizers import supported_arguments
+from ludwig_peft_plugin.training.optimizers import parameters_on, supported_arguments
 
 PAGED = optimizer_registry["paged_adamw_8bit"][1]
 
@@ -33,3 +33,16 @@ def test_torch_optimisers_keep_everything():
     config = AdamWOptimizerConfig(weight_decay=0.3)
     arguments = {"lr": 0.1} | {name: value for name, value in config.to_dict().items() if name != "type"}
     assert supported_arguments(torch.optim.AdamW, arguments, config) == arguments
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_is_fused_on_a_gpu_and_only_there(optimizer):
+    config = AdamWOptimizerConfig()
+    arguments = {"lr": 0.1, "weight_decay": 0.3}
+    with parameters_on("cuda"):
+        assert supported_arguments(optimizer, arguments, config) == {**arguments, "fused": True}
+        assert supported_arguments(torch.optim.SGD, {"lr": 0.1}, config) == {"lr": 0.1}
+        assert supported_arguments(optimizer, {**arguments, "foreach": True}, config) == {**arguments, "foreach": True}
+    with parameters_on("cpu"):
+        assert supported_arguments(optimizer, arguments, config) == arguments
+    assert supported_arguments(optimizer, arguments, config) == arguments

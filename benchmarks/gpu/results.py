@@ -1,0 +1,38 @@
+"""The records of all calls of run.py that are kept in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.gates import failures
+
+Record = dict[str, Any]
+
+
+class Results:
+    """The records of all GPU calls, newest first."""
+
+    def __init__(self, folder: Path) -> None:
+        documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu*.json"))]
+        self.documents = sorted(documents, key=lambda document: document["call"], reverse=True)
+        found = {(r["key"], r["call"]): r for document in self.documents for r in document["runs"].values()}
+        self.records = sorted(found.values(), key=lambda record: record["call"], reverse=True)
+
+    def get(self, key: str, call: str | None = None) -> Record | None:
+        """Return the record of a run whose numbers count: that of `call` if there is one, else the newest."""
+        kept = [record for record in self.records if record["key"] == key and not self.why_not(record)]
+        return next((record for record in kept if record["call"] == call), kept[0] if kept else None)
+
+    def why_not(self, record: Record) -> list[str]:
+        """Return why the numbers of `record` do not count."""
+        same_call = {other["key"]: other for other in reversed(self.records)}
+        same_call |= {other["key"]: other for other in self.records if other["call"] == record["call"]}
+        return failures(record, same_call)
+
+    @property
+    def matmul_flops(self) -> float | None:
+        """The measured rate of matrix products of the newest call on a GPU."""
+        rates = [document["ceilings"]["matmul_flops"] for document in self.documents if "ceilings" in document]
+        return rates[0] if rates else None

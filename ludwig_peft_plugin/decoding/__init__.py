@@ -1,0 +1,1 @@
+"""Generation of many answers at once: rows in the slots of one key-value cache, refilled as answers end."""

@@ -1,0 +1,214 @@
+"""Causal attention over sequences that lie one after another, each of which sees only itself.
+
+    out_i = softmax(q_i K_s^T / sqrt(d)) V_s,   s: the tokens of i's own sequence up to i
+
+On a GPU in 16 bits this is `torch.nn.attention.varlen`, flash attention over sequence boundaries (Dao et al., 2022,
+https://arxiv.org/abs/2205.14135). Elsewhere the sequences are laid out as padded rows for this one operation: right
+padding is never seen by causal attention, so both give the same result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+FASTEST_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+NAME = "ludwig_padding_free"
+"""The name under which transformers knows this attention."""
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Return the attention output, shape (T, heads, d).
+
+    Args:
+        query: shape (T, heads, d).
+        key: shape (T, kv_heads, d); each serves heads / kv_heads query heads.
+        value: shape (T, kv_heads, d).
+        cu_seqlens: where sequences start and the last one ends, shape (S + 1,), int32.
+        max_length: tokens of the longest sequence.
+        scale: factor of the scores, usually 1 / sqrt(d).
+        window: how many tokens, itself included, a token sees at most (sliding-window attention).
+    """
+    if len(query) == (len(cu_seqlens) - 1) * max_length:
+        return _equal_lengths(query, key, value, max_length, scale, window)
+    if has_varlen_kernel(query):
+        from torch.nn.attention.varlen import varlen_attn
+
+        left = -1 if window is None or window >= max_length else window - 1
+        boundaries = (cu_seqlens, cu_seqlens, max_length, max_length)
+        output = varlen_attn(query, key, value, *boundaries, scale=scale, window_size=(left, 0))
+        assert isinstance(output, Tensor)
+        return output
+    return _padded_attention(query, key, value, cu_seqlens, max_length, scale, window)
+
+
+def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float, window: int | None) -> Tensor:
+    """Attend where all sequences are equally long: they are a batch as they lie, for the fastest kernel there is."""
+    mask = None if window is None or window >= length else _window_mask(length, window, query.device)
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.view(-1, length, *tensor.shape[1:]).transpose(1, 2)  # (S, heads, L, d)
+
+    with sdpa_kernel(FASTEST_FIRST, set_priority=True):
+        output = F.scaled_dot_product_attention(
+            rows(query),
+            rows(key),
+            rows(value),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return output.transpose(1, 2).reshape(query.shape)
+
+
+def has_varlen_kernel(query: Tensor) -> bool:
+    """Return whether flash attention takes these queries: a GPU from Ampere on, 16 bits, heads of at most 256."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device)[0] >= 8
+    )
+
+
+def _padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_length: int, scale: float, window: int | None
+) -> Tensor:
+    place = padded_places(cu_seqlens, max_length, len(query))
+    shape = (len(cu_seqlens) - 1, max_length)
+
+    def rows(tensor: Tensor) -> Tensor:
+        laid_out = tensor.new_zeros((shape[0] * shape[1], *tensor.shape[1:])).index_copy(0, place, tensor)
+        return laid_out.view(*shape, *tensor.shape[1:]).transpose(1, 2)  # (S, heads, L, d)
+
+    grouped = query.shape[1] != key.shape[1]
+    mask = None if window is None or window >= max_length else _window_mask(max_length, window, query.device)
+    output = F.scaled_dot_product_attention(
+        rows(query),
+        rows(key),
+        rows(value),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+    return output.transpose(1, 2).reshape(shape[0] * shape[1], *query.shape[1:])[place]
+
+
+def padded_places(cu_seqlens: Tensor, max_length: int, tokens: int) -> Tensor:
+    """Return where each token lies when the sequences are rows of `max_length`, flattened; shape (T,), int64."""
+    lengths = cu_seqlens.diff()
+    owners = torch.arange(len(lengths), device=cu_seqlens.device).repeat_interleave(lengths, output_size=tokens)
+    within = torch.arange(tokens, device=cu_seqlens.device) - cu_seqlens[:-1].long()[owners]
+    return owners * max_length + within
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def attention_for_transformers(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as transformers asks its attention functions to: tensors (1, heads, T, d) in, (1, T, heads, d) out.
+
+    Without boundaries (in generation) this is transformers' own scaled dot product attention.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        arguments = {"scaling": scaling, "dropout": dropout, **others}
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
+        return result
+    if dropout:
+        raise RuntimeError(f"attention {NAME!r} has no dropout; set attention_dropout to 0 in model_parameters")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scale, others.get("sliding_window"))
+    return output[None], None
+
+
+def register() -> None:
+    """Make the attention known to transformers, with the masks of scaled dot product attention for generation."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if NAME not in AttentionInterface._global_mapping:
+        AttentionInterface.register(NAME, attention_for_transformers)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def supports_padding_free(model: Any) -> bool:
+    """Return whether a transformers model can attend by `attention_for_transformers` with the same result.
+
+    Its attention must go through transformers' interface and must be plain causal attention, with or without a
+    sliding window: no position bias, soft cap or sinks, no recurrent layers, and no dropout.
+    """
+    config = model.config.get_text_config()
+    own = vars(config).get
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and config.model_type in PLAIN_ATTENTION
+        and not own("attention_dropout")
+        and not own("attn_pdrop")
+    )
+
+
+PLAIN_ATTENTION = frozenset(
+    {
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "phi3",
+        "gemma",
+        "gemma3_text",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "smollm3",
+        "starcoder2",
+        "stablelm",
+        "cohere",
+        "cohere2",
+        "glm",
+        "glm4",
+        "helium",
+        "gpt2",
+        "gpt_neox",
+    }
+)
+"""transformers' model types whose attention is plain; others run on padded rows. A test compares each one's loss."""

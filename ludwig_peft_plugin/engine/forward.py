@@ -1,0 +1,116 @@
+"""Run a micro-batch through a transformers model, without padding where the model's attention allows it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ludwig_peft_plugin.data.batches import MicroBatch
+from ludwig_peft_plugin.engine.attention import padded_places, supports_padding_free
+from ludwig_peft_plugin.engine.dropout import draw_seed
+from ludwig_peft_plugin.engine.graphs import graphed_states
+from ludwig_peft_plugin.engine.install import prepare, refresh_adapters
+
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Options of transformers' configs by which logits are more than hidden states times the output matrix."""
+
+
+def output_layer(model: Any) -> nn.Module | None:
+    """Return the layer that alone turns hidden states into logits, None where a model does more than that."""
+    base = unwrapped(model)
+    head: nn.Module | None = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    config = base.config.get_text_config()
+    if _backbone(base) is None or any(getattr(config, name, None) not in (None, 1, 1.0) for name in LOGIT_CHANGES):
+        return None
+    return head
+
+
+def frozen_matrix(head: Any, dtype: torch.dtype) -> Tensor | None:
+    """Return the output matrix (V, H) of a plain output layer that is not trained and multiplies in `dtype`."""
+    plain = type(head) is nn.Linear
+    if not plain or head.bias is not None or head.weight.requires_grad:
+        return None
+    return head.weight if head.weight.dtype == dtype and not torch.is_autocast_enabled("cuda") else None
+
+
+def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
+    """Return the final hidden states of every token, shape (T, H)."""
+    base = unwrapped(model)
+    backbone = _backbone(base)
+    if backbone is None:
+        raise TypeError(f"{type(base).__name__} keeps no backbone apart from its output layer")
+    if base.training:
+        draw_seed(batch.input_ids.device)
+    if supports_padding_free(base):
+        prepare(base)
+        graphed = graphed_states(base, backbone, batch)
+        if graphed is not None:
+            return graphed
+        refresh_adapters(base)
+        states: Tensor = backbone(**_flat(batch)).last_hidden_state
+        return states[0]
+    places = padded_places(batch.cu_seqlens, batch.max_length, len(batch.input_ids))
+    states = backbone(input_ids=_rows(batch, places), use_cache=False).last_hidden_state
+    return states.flatten(0, 1)[places]
+
+
+def target_logits(model: Any, batch: MicroBatch) -> Tensor:
+    """Return the logits that predict each target, shape (M, V), by the model's own output layer."""
+    base = unwrapped(model)
+    if base.training:
+        draw_seed(batch.input_ids.device)
+    if supports_padding_free(base) and _keeps_logits(base):
+        prepare(base)
+        refresh_adapters(base)
+        logits: Tensor = base(**_flat(batch), logits_to_keep=batch.target_positions).logits
+        return logits[0]
+    places = padded_places(batch.cu_seqlens, batch.max_length, len(batch.input_ids))
+    wanted = places[batch.target_positions]
+    rows = _rows(batch, places)
+    if not _keeps_logits(base):
+        logits = base(input_ids=rows, use_cache=False).logits
+        return logits.flatten(0, 1)[wanted]
+    columns, place = torch.unique(wanted % batch.max_length, return_inverse=True)
+    logits = base(input_ids=rows, use_cache=False, logits_to_keep=columns).logits
+    return logits[wanted // batch.max_length, place]
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model; adapters of layers stay part of it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _backbone(base: Any) -> Any:
+    """Return the part of a causal language model that makes hidden states."""
+    backbone = getattr(base, getattr(base, "base_model_prefix", ""), None)
+    return backbone if isinstance(backbone, nn.Module) and backbone is not base else None
+
+
+def _keeps_logits(base: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def _flat(batch: MicroBatch) -> dict[str, Any]:
+    """Return a model's arguments for the flat row, with transformers' names for the boundaries.
+
+    A mask of four dimensions is passed on as it is, so that transformers makes none of T x T; the attention ignores it.
+    """
+    return {
+        "input_ids": batch.input_ids[None],
+        "attention_mask": batch.input_ids.new_ones((1, 1, 1, 1)),
+        "position_ids": batch.position_ids[None],
+        "use_cache": False,
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": batch.max_length,
+        "max_length_k": batch.max_length,
+    }
+
+
+def _rows(batch: MicroBatch, places: Tensor) -> Tensor:
+    """Return the sequences as rows padded on the right, where causal attention never looks; shape (S, L)."""
+    shape = (len(batch.cu_seqlens) - 1, batch.max_length)
+    return batch.input_ids.new_zeros(shape[0] * shape[1]).index_copy(0, places, batch.input_ids).view(shape)

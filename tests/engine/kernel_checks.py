@@ -1,0 +1,162 @@
+"""Each Triton kernel beside its plain reference, on random inputs; run by tests in the interpreter and on a GPU.
+
+As a script it runs every check on the CPU, with kernels interpreted (TRITON_INTERPRET=1 must be set before). The
+interpreter has no arithmetic in bfloat16, so it is given float16 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ludwig_peft_plugin.engine import elementwise as reference
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+Check = Callable[[str, torch.dtype], None]
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def assert_close(result: Tensor, expected: Tensor, kind: torch.dtype) -> None:
+    """Compare by the norm of the difference, relative to that of the expected result."""
+    assert result.dtype == expected.dtype
+    error = (result.float() - expected.float()).norm() / expected.float().norm()
+    assert error < TOLERANCE[kind], float(error)
+
+
+def tensors(device: str, kind: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, device=device).to(kind) for shape in shapes]
+
+
+def pair(device: str, kind: torch.dtype, rows: int, columns: int, rank: int) -> tuple[Tensor, Tensor] | None:
+    """A low-rank product whose factors lie as in a group of layers: one strided, the other transposed or not."""
+    if not rank:
+        return None
+    left, right = tensors(device, kind, (rows, rank + 5), (rank, columns))
+    return left[:, 5:], right.T
+
+
+@check
+def rms_norm(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import rms_norm as kernels
+
+    x, grad, residual, (weight,) = *tensors(device, kind, (5, 100), (5, 100), (5, 100)), tensors(device, kind, (100,))
+    assert_close(kernels.rms_norm(x, weight, 1e-5), reference.reference_rms_norm(x, weight, 1e-5), kind)
+    for count in (1, 2, 3):
+        arguments = (x, weight, 1e-5, [grad, x, residual][:count], residual)
+        assert_close(kernels.rms_norm_backward(*arguments), reference.reference_rms_norm_backward(*arguments), kind)
+
+
+@check
+def rotate(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import rope as kernels
+
+    wide, angles = tensors(device, kind, (5, 6 * 32), (5, 16))
+    x, cos, sin = wide[:, : 3 * 32].view(5, 3, 32), angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+    for inverse in (False, True):
+        assert_close(kernels.rotate(x, cos, sin, inverse), reference.reference_rotate(x, cos, sin, inverse), kind)
+    there_and_back = kernels.rotate(kernels.rotate(x, cos, sin, False), cos, sin, True)
+    assert_close(there_and_back, x.contiguous(), torch.bfloat16)
+
+
+@check
+def swiglu(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import swiglu as kernels
+
+    for ranks in ((4, 0, 3), (16, 16, 16), (20, 5, 0), (0, 0, 0)):
+        gate, up, grad = tensors(device, kind, (70, 150), (70, 150), (70, 150))
+        plus = [pair(device, kind, 70, 150, rank) for rank in ranks]
+        assert_close(kernels.swiglu(gate, up, *plus[:2]), reference.reference_swiglu(gate, up, *plus[:2]), kind)
+        ours = kernels.swiglu_backward_(gate.clone(), up.clone(), grad.clone(), *plus)
+        expected = reference.reference_swiglu_backward_(gate.clone(), up.clone(), grad.clone(), *plus)
+        for one, other in zip(ours, expected, strict=True):
+            assert_close(one, other, kind)
+
+
+@check
+def add(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import low_rank as kernels
+
+    for rank in (0, 5, 33):
+        y, residual = tensors(device, kind, (70, 150), (70, 150))
+        plus = pair(device, kind, 70, 150, rank)
+        ours = kernels.add_(y.clone(), plus, residual)
+        assert_close(ours, reference.reference_add_(y.clone(), plus, residual), kind)
+
+
+@check
+def dora(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import dora as kernels
+
+    y, grad, scale, bias = tensors(device, kind, (600, 150), (600, 150), (150,), (150,))
+    plus = pair(device, kind, 600, 150, 5)
+    assert plus is not None
+    for shift in (None, bias):
+        ours = kernels.scale_columns_(y.clone(), plus, scale.float(), shift)
+        assert_close(ours, reference.reference_scale_columns_(y.clone(), plus, scale.float(), shift), kind)
+        results = kernels.scaled_gradient(grad, y, scale.float(), shift)
+        expected = reference.reference_scaled_gradient(grad, y, scale.float(), shift)
+        for one, other in zip(results, expected, strict=True):
+            assert_close(one, other, kind)
+
+
+@check
+def cross_entropy(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import cross_entropy as kernels
+
+    (logits,) = tensors(device, kind, (7, kernels.BLOCK + 333))
+    logits *= 4
+    targets = torch.randint(0, logits.shape[1], (7,), device=device)
+    targets[:3] = logits[:3].float().argmax(1)
+    for with_gradient in (True, False):
+        ours, others = logits.clone(), logits.clone()
+        losses, hits = kernels.cross_entropy_(ours, targets, with_gradient, 2.0)
+        expected_losses, expected_hits = reference.reference_cross_entropy_(others, targets, with_gradient, 2.0)
+        assert_close(losses, expected_losses, torch.float32)
+        assert torch.equal(hits, expected_hits)
+        assert hits[:3].all()
+        assert_close(ours, others, kind)
+        assert torch.equal(ours, logits) != with_gradient
+
+
+@check
+def dropout(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels import dropout as kernels
+
+    x = torch.ones(100, 300, device=device, dtype=kind)
+    seed = torch.tensor([5], device=device)
+    first = kernels.dropout(x, 0.25, seed, 3)
+    assert torch.equal(first, kernels.dropout(x, 0.25, seed, 3))
+    assert not torch.equal(first, kernels.dropout(x, 0.25, seed, 4))
+    assert (
+        set(first.float().unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75).to(kind))} or kind != torch.float32
+    )
+    assert abs(float((first == 0).float().mean()) - 0.25) < 0.02
+
+
+@check
+def four_bit(device: str, kind: torch.dtype) -> None:
+    import bitsandbytes.functional as bnb
+
+    from ludwig_peft_plugin.engine.kernels import nf4 as kernels
+
+    (weight,) = tensors(device, kind, (96, 200))
+    for nested in (False, True):
+        packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
+        state.code = state.code.to(device)
+        assert_close(kernels.dequantize(packed, state), bnb.dequantize_4bit(packed, state), kind)
+
+
+if __name__ == "__main__":
+    for name, function in CHECKS.items():
+        for kind in (torch.float32, torch.float16):
+            function("cpu", kind)
+        print("ok", name)
