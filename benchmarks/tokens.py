@@ -194,8 +194,8 @@ def run(what: str, folder: Path, cache: str) -> dict[str, Any]:
         "LUDWIG_CACHE": str(folder / cache),
         "TMPDIR": str(folder),
         "HF_HUB_OFFLINE": "1",
-        # The step's threads wait for each other by spinning, which beside other work measures that other work. Tokenizers
-        # have threads of their own.
+        # The step's threads wait for each other by spinning, which beside other work measures that other work.
+        # Tokenizers have threads of their own.
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, __file__, "--one", what, str(folder)]

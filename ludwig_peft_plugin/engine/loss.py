@@ -44,6 +44,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             hits.append(chunk_hits)
             if gradient is not None:
                 torch.mm(logits, weight, out=gradient[rows])
+            del logits  # before the next chunk's are made
         all_losses = torch.cat([hidden.new_zeros(0, dtype=torch.float32), *losses])
         all_hits = torch.cat([torch.zeros(0, dtype=torch.bool, device=hidden.device), *hits])
         ctx.scale = scale

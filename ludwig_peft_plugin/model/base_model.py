@@ -169,6 +169,8 @@ def _from_pretrained(auto_class: Any, base_model: str, **arguments: Any) -> Any:
         arguments["use_safetensors"] = True
     try:
         return auto_class.from_pretrained(path, **arguments)
+    except torch.OutOfMemoryError:
+        raise  # is a RuntimeError, but nothing is wrong with the model
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(_explain(base_model, path, error)) from error
 

@@ -23,6 +23,7 @@ from ludwig_peft_plugin.model.float8 import keep_transposed_copies
 from ludwig_peft_plugin.model.generation import generation_settings
 from ludwig_peft_plugin.model.storage import load_weights, save_weights
 from ludwig_peft_plugin.training.loss import TargetLoss, target_loss
+from ludwig_peft_plugin.training.out_of_memory import explained_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class PeftLLM(LLM):
         self.model_config = base_model.load_model_config(config_obj)
         self.tokenizer = base_model.load_tokenizer(config_obj.base_model, config_obj.trust_remote_code)
         self.curr_device = torch.device(_device or get_torch_device())
-        self.model = base_model.load_base_model(config_obj, self.model_config, self.curr_device)
+        with explained_out_of_memory(config_obj, "loading the base model"):
+            self.model = base_model.load_base_model(config_obj, self.model_config, self.curr_device)
         self.context_len = base_model.context_length(self.model_config)
         limit = config_obj.preprocessing.global_max_sequence_length
         self.global_max_sequence_length = min(limit, self.context_len) if limit else self.context_len

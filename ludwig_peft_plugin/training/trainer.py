@@ -89,7 +89,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         loss_sum = torch.zeros((), device=self.device)
         for part in inputs.micro_batches:
             with record_function("data"):
-                micro_batch = part.to(self.device)
+                micro_batch = self._micro_batch = part.to(self.device)
             with record_function("forward"), torch.autocast("cuda", self.autocast) if self.autocast else nullcontext():
                 result = self.model(micro_batch)
             with record_function("backward"):
@@ -197,7 +197,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         self._progress = progress_tracker
         batches = SeededBatches(batcher, self)
         try:
-            with explained_out_of_memory(self.model.config_obj, "training"):
+            with explained_out_of_memory(self.model.config_obj, "training", lambda: self._micro_batch):
                 results = super()._train_loop(batches, progress_tracker, *args, **kwargs)
             self._losses.flush()
             return results
@@ -230,7 +230,8 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         """Evaluate the loss and accuracies on `dataset`, and answers as `evaluation` in the config says."""
         dataset = dataset.dataset if isinstance(dataset, StepRows) else dataset
         predictor = PeftPredictor(self.model, batch_size=batch_size, report_tqdm_to_ray=self.report_tqdm_to_ray)
-        metrics = in_training.evaluate(predictor, dataset, dataset_name, progress_tracker, self._folder)
+        with explained_out_of_memory(self.model.config_obj, "evaluating"):
+            metrics = in_training.evaluate(predictor, dataset, dataset_name, progress_tracker, self._folder)
         return append_metrics(self.model, dataset_name, metrics, metrics_log, progress_tracker)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
