@@ -92,5 +92,5 @@ def test_every_option_is_described():
     from ludwig_peft_plugin.config.trainer import FineTuneTrainerConfig
 
     own = [option for option in options(FineTuneTrainerConfig).values() if option.declared_in is FineTuneTrainerConfig]
-    assert len(own) == 7
+    assert len(own) == 8
     assert all(option.description for option in own)
