@@ -163,15 +163,6 @@ def _targets(
     return targets, offsets[: len(rows)][owners] + starts[owners] + within - 1, owners
 
 
-def micro_batches(dataset: TokenDataset, rows: np.ndarray, batch_size: int) -> Iterator[MicroBatch]:
-    """Yield `rows` in micro-batches of `batch_size` rows, in the given order.
-
-    Losses are weighted by target tokens, so how rows are grouped does not change the result.
-    """
-    for start in range(0, len(rows), batch_size):
-        yield collate(dataset, rows[start : start + batch_size])
-
-
 def token_batches(dataset: TokenDataset, rows: np.ndarray, tokens: int) -> Iterator[MicroBatch]:
     """Yield `rows`, in the given order, in micro-batches of at most `tokens` tokens (at least one row each)."""
     lengths = dataset.input_ids.lengths[rows]

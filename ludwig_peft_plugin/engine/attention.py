@@ -157,6 +157,25 @@ def attention_for_transformers(
     return output[None], None
 
 
+def flat_row(
+    input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_length: int, unread_mask: Tensor
+) -> dict[str, Any]:
+    """Return a transformers model's arguments for sequences in one flat row (T,), with its names for the boundaries.
+
+    A mask of four dimensions is passed on as it is, so that transformers makes none of T x T; the attention ignores it.
+    """
+    return {
+        "input_ids": input_ids[None],
+        "attention_mask": unread_mask,
+        "position_ids": position_ids[None],
+        "use_cache": False,
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": max_length,
+        "max_length_k": max_length,
+    }
+
+
 def register() -> None:
     """Make the attention known to transformers, with the masks of scaled dot product attention for generation."""
     from transformers import AttentionInterface, AttentionMaskInterface

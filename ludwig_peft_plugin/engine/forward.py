@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.attention import padded_places, supports_padding_free
+from ludwig_peft_plugin.engine.attention import flat_row, padded_places, supports_padding_free
 from ludwig_peft_plugin.engine.dropout import draw_seed
 from ludwig_peft_plugin.engine.graphs import graphed_states
 from ludwig_peft_plugin.engine.install import prepare, refresh_adapters
@@ -94,20 +94,8 @@ def _keeps_logits(base: Any) -> bool:
 
 
 def _flat(batch: MicroBatch) -> dict[str, Any]:
-    """Return a model's arguments for the flat row, with transformers' names for the boundaries.
-
-    A mask of four dimensions is passed on as it is, so that transformers makes none of T x T; the attention ignores it.
-    """
-    return {
-        "input_ids": batch.input_ids[None],
-        "attention_mask": batch.input_ids.new_ones((1, 1, 1, 1)),
-        "position_ids": batch.position_ids[None],
-        "use_cache": False,
-        "cu_seq_lens_q": batch.cu_seqlens,
-        "cu_seq_lens_k": batch.cu_seqlens,
-        "max_length_q": batch.max_length,
-        "max_length_k": batch.max_length,
-    }
+    unread_mask = batch.input_ids.new_ones((1, 1, 1, 1))
+    return flat_row(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_length, unread_mask)
 
 
 def _rows(batch: MicroBatch, places: Tensor) -> Tensor:

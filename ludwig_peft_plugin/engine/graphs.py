@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ludwig_peft_plugin.data.batches import MicroBatch
+from ludwig_peft_plugin.engine.attention import flat_row
 from ludwig_peft_plugin.engine.fused.group import Adapter
-from ludwig_peft_plugin.engine.fused.layer import obstacle
+from ludwig_peft_plugin.engine.fused.layer import FusedForward, obstacle
 from ludwig_peft_plugin.engine.install import decoder_layers, fused_layers, refresh_adapters
 
 logger = logging.getLogger(__name__)
@@ -117,16 +118,8 @@ class _Graph:
         with owner.stand_ins() as stand_ins:
             with torch.cuda.graph(self.forward_graph, pool=owner.pool, capture_error_mode=THIS_THREAD):
                 refresh_adapters(owner.base)
-                states = owner.backbone(
-                    input_ids=self.input_ids[None],
-                    position_ids=self.position_ids[None],
-                    attention_mask=owner.no_mask,
-                    use_cache=False,
-                    cu_seq_lens_q=self.cu_seqlens,
-                    cu_seq_lens_k=self.cu_seqlens,
-                    max_length_q=self.size.max_length,
-                    max_length_k=self.size.max_length,
-                ).last_hidden_state[0]
+                row = (self.input_ids, self.position_ids, self.cu_seqlens, self.size.max_length)
+                states = owner.backbone(**flat_row(*row, owner.no_mask)).last_hidden_state[0]
             self.states = states.detach()
             self.grad = torch.zeros_like(self.states)
             with torch.cuda.graph(self.backward_graph, pool=owner.pool, capture_error_mode=THIS_THREAD):
@@ -142,6 +135,7 @@ class GraphedBackbone:
         self.base, self.backbone = base, backbone
         self.adapters = adapters_of(base)
         self.parameters = [getattr(adapter, name) for adapter, name in self.adapters]
+        self.layers = decoder_layers(base)
         self.places = self._places()
         self.pool = torch.cuda.graph_pool_handle()
         device = self.parameters[0].device
@@ -213,11 +207,15 @@ class GraphedBackbone:
                 setattr(adapter, name, parameter)
 
     def _places(self) -> tuple[int, ...]:
-        state = [hash(forward.signature()) for forward in fused_layers(self.base)[:1]]
-        layers = decoder_layers(self.base)
-        state.append(id(getattr(layers[0], "_gradient_checkpointing_func", None)))
-        state.append(self.base.get_input_embeddings().weight.data_ptr())
-        return (*(parameter.data_ptr() for parameter in self.parameters), *state)
+        """Return what the graphs depend on. It is asked for every micro-batch, so the model is not searched for it."""
+        first = self.layers[0]
+        forward = first.__dict__.get("forward")
+        return (
+            *(parameter.data_ptr() for parameter in self.parameters),
+            hash(forward.signature()) if isinstance(forward, FusedForward) else 0,
+            id(getattr(first, "_gradient_checkpointing_func", None)),
+            self.base.get_input_embeddings().weight.data_ptr(),
+        )
 
 
 class _Replay(torch.autograd.Function):
