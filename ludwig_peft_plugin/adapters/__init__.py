@@ -1,7 +1,9 @@
-"""Adapter types, one file each. Importing this package registers the built-in ones with Ludwig."""
+"""Adapters of language models. Importing this package registers the types in `methods` with Ludwig."""
 
-from ludwig_peft_plugin.adapters.dora import DoraConfig
-from ludwig_peft_plugin.adapters.lora import LoraConfig
-from ludwig_peft_plugin.adapters.qlora import QLoraConfig
+import importlib
+import pkgutil
 
-__all__ = ["DoraConfig", "LoraConfig", "QLoraConfig"]
+from ludwig_peft_plugin.adapters import methods
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(methods.__path__)):
+    importlib.import_module(f"{methods.__name__}.{_module}")

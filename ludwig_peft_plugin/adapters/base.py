@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Batches = Callable[[], Iterable[dict[str, "torch.Tensor"]]]
 """Yields batches of `input_ids`, `attention_mask`, `labels` (-100 off the target), each LongTensor[rows, length]."""
 
+FAMILIES = ("reparameterisation", "additive", "soft prompt", "scaling", "selective")
+"""Kinds of methods: a change of weights, new layers, virtual tokens, scaled activations, chosen weights of the base."""
+
 ADAPTER_NAME = "default"
 """The name under which PEFT keeps the adapter of a model that has one."""
 
@@ -26,6 +29,13 @@ class AdapterConfig(BaseAdapterConfig):
     What a type can do is data on its class, and is asked there, never by comparing type names.
 
     Attributes:
+        family: which kind of method it is, one of `FAMILIES`.
+        paper: authors, year and address of the paper, as "Hu et al. 2021, https://arxiv.org/abs/2106.09685".
+        good_for: when to choose it, in a phrase.
+        learning_rate: the `trainer.learning_rate` of a config that gives none; None leaves Ludwig's.
+        starts_as_base: the adapted model starts as the base, exactly (up to rounding).
+        encoder: can be put on text encoders of `model_type: ecd` too.
+        several: several adapters of the type can share one base.
         quantized_base: works on a base quantised to 4 or 8 bits.
         torchao_base: works on one with `quantization.backend: torchao`, whose layers multiply by themselves and hold a
             weight in 8 bits; None for where `quantized_base` says so.
@@ -35,6 +45,13 @@ class AdapterConfig(BaseAdapterConfig):
         aliases: other spellings of the type's name.
     """
 
+    family: ClassVar[str] = "reparameterisation"
+    paper: ClassVar[str] = ""
+    good_for: ClassVar[str] = ""
+    learning_rate: ClassVar[float | None] = None
+    starts_as_base: ClassVar[bool] = True
+    encoder: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     quantized_base: ClassVar[bool] = False
     torchao_base: ClassVar[bool | None] = None
     mergeable: ClassVar[bool] = False

@@ -50,6 +50,8 @@ class LoraOptions(AdapterConfig):
     model starts as the base. Adapter weights are float32, also over a bfloat16 or quantised base.
     """
 
+    encoder: ClassVar[bool] = True
+    several: ClassVar[bool] = True
     quantized_base: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from ludwig.schema.llms.peft import adapter_registry
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig, QLoraConfig
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.adapters.io import save_adapter
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
+from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
 from ludwig_peft_plugin.errors import AdapterError
 
 ALL = (LoraConfig, QLoraConfig, DoraConfig)

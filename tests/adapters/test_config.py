@@ -12,10 +12,12 @@ from ludwig.schema.utils import unload_jsonschema_from_config_class
 from peft.tuners.lora.config import CordaConfig
 from pydantic import ValidationError
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig, QLoraConfig
 from ludwig_peft_plugin.adapters.lora_fields import PEFT_FIELDS, UNSUPPORTED
 from ludwig_peft_plugin.adapters.lora_init import METHODS
 from ludwig_peft_plugin.adapters.lora_sections import CordaSection, EvaSection, LoftQSection, LoraGASection
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
+from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
 
 ALL = (LoraConfig, QLoraConfig, DoraConfig)
 SECTIONS = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ludwig_peft_plugin.adapters import LoraConfig
 from ludwig_peft_plugin.adapters.folders import recover, replaced_folder
 from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
 from ludwig_peft_plugin.errors import CheckpointError
 
 

@@ -14,10 +14,12 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig, QLoraConfig
 from ludwig_peft_plugin.adapters.initial import METADATA_KEY
 from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
 from ludwig_peft_plugin.adapters.lora_init import METHODS
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
+from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
 from ludwig_peft_plugin.errors import AdapterError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

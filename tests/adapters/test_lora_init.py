@@ -7,10 +7,11 @@ import torch
 from peft.utils.integrations import dequantize_module_weight
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.adapters.initial import initial_adapter
 from ludwig_peft_plugin.adapters.lora_init import METHODS
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
 from ludwig_peft_plugin.errors import AdapterError
 
 CHANGING = [name for name, method in METHODS.items() if method.changes_base] + ["pissa_niter_8"]

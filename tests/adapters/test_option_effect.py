@@ -13,9 +13,11 @@ from ludwig.modules.optimization_modules import create_optimizer
 from ludwig.schema.optimizers import AdamWOptimizerConfig
 from pydantic import ValidationError
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig, QLoraConfig
 from ludwig_peft_plugin.adapters.io import save_adapter
 from ludwig_peft_plugin.adapters.lora_fields import SECTIONS
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
+from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
 from ludwig_peft_plugin.errors import AdapterError
 
 ALL = (LoraConfig, QLoraConfig, DoraConfig)

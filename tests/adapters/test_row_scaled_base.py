@@ -9,9 +9,11 @@ import torch
 from ludwig.schema.llms.peft import BaseAdapterConfig, adapter_registry
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from ludwig_peft_plugin.adapters import DoraConfig, LoraConfig, QLoraConfig
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
+from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
+from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
 from ludwig_peft_plugin.config.adapter_types import READ_WEIGHTS, capabilities
 from ludwig_peft_plugin.errors import AdapterError
 from ludwig_peft_plugin.export.merge import merged_copy

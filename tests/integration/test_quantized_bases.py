@@ -156,7 +156,7 @@ def loss_curve():
 
     @functools.cache
     def train(mode: str | None, float8_products: bool = False) -> torch.Tensor:
-        from ludwig_peft_plugin.adapters import LoraConfig
+        from ludwig_peft_plugin.adapters.methods.lora import LoraConfig
 
         config = SimpleNamespace(
             base_model=BASE,

@@ -20,6 +20,8 @@ class QLoraConfig(LoraOptions):
     A `quantization` section in the config takes the place of the default.
     """
 
+    paper: ClassVar[str] = "Dettmers et al. 2023, https://arxiv.org/abs/2305.14314"
+    good_for: ClassVar[str] = "a base that does not fit in bf16"
     default_quantization: ClassVar[dict[str, Any] | None] = {
         "bits": 4,
         "bnb_4bit_quant_type": "nf4",

@@ -1,5 +1,7 @@
 """`adapter: {type: lora}`: low-rank adaptation, in place of Ludwig's own type of that name."""
 
+from typing import ClassVar
+
 from ludwig.schema import utils as schema_utils
 
 from ludwig_peft_plugin.adapters.base import register
@@ -12,6 +14,9 @@ class LoraConfig(LoraOptions):
 
     Accepts every config of Ludwig's own `lora`. Paper: https://arxiv.org/abs/2106.09685.
     """
+
+    paper: ClassVar[str] = "Hu et al. 2021, https://arxiv.org/abs/2106.09685"
+    good_for: ClassVar[str] = "the usual choice"
 
     type: str = schema_utils.ProtectedString("lora", description="Low-rank adaptation (LoRA).")
 

@@ -1,6 +1,6 @@
 """`adapter: {type: dora}`: LoRA that trains a weight's magnitude apart from its direction."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ludwig.schema import utils as schema_utils
 
@@ -18,6 +18,9 @@ class DoraConfig(LoraOptions):
     The paper adapts the query, key, value, up and down projections with ranks 16 and 32, alpha `2 * r` and dropout
     0.05; here it is rank 16 on all linear layers, which has a name in every architecture. Works on 4- and 8-bit bases.
     """
+
+    paper: ClassVar[str] = "Liu et al. 2024, https://arxiv.org/abs/2402.09353"
+    good_for: ClassVar[str] = "quality at low ranks, at a tenth of the speed"
 
     type: str = schema_utils.ProtectedString("dora", description="Weight-decomposed low-rank adaptation (DoRA).")
     r: int = schema_utils.PositiveInteger(default=16, description="Rank of the update.")
