@@ -3,8 +3,9 @@
     out_i = softmax(q_i K_s^T / sqrt(d)) V_s,   s: the tokens of i's own sequence up to i
 
 On a GPU in 16 bits this is `torch.nn.attention.varlen`, flash attention over sequence boundaries (Dao et al., 2022,
-https://arxiv.org/abs/2205.14135). Elsewhere the sequences are laid out as padded rows for this one operation: right
-padding is never seen by causal attention, so both give the same result.
+https://arxiv.org/abs/2205.14135), and for short sequences a kernel of our own (kernels/short_attention.py). Elsewhere
+the sequences are laid out as padded rows for this one operation: right padding is never seen by causal attention, so
+all give the same result.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ FASTEST_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+LONGEST_SHORT = 512
+"""Tokens of the longest sequence for which the kernel for short sequences is taken."""
+
+MOST_SHORT = 2048
+"""Sequences that kernel can look through for the one a tile belongs to."""
 
 NAME = "ludwig_padding_free"
 """The name under which transformers knows this attention."""
@@ -49,6 +56,8 @@ def varlen_attention(
     """
     if len(query) == (len(cu_seqlens) - 1) * max_length:
         return _equal_lengths(query, key, value, max_length, scale, window)
+    if takes_short_kernel(query, query.shape[-1], cu_seqlens, max_length, window):
+        return rotated_attention(query, key, value, None, cu_seqlens, scale)
     if has_varlen_kernel(query):
         from torch.nn.attention.varlen import varlen_attn
 
@@ -58,6 +67,53 @@ def varlen_attention(
         assert isinstance(output, Tensor)
         return output
     return _padded_attention(query, key, value, cu_seqlens, max_length, scale, window)
+
+
+def takes_short_kernel(x: Tensor, size: int, cu_seqlens: Tensor, max_length: int, window: int | None) -> bool:
+    """Return whether sequences are attended by `rotated_attention`.
+
+    Args:
+        x: any tensor (T, ...) of the device and dtype of the queries.
+        size: of a head.
+        cu_seqlens: as for `varlen_attention`.
+        max_length: likewise.
+        window: likewise.
+    """
+    sequences = len(cu_seqlens) - 1
+    return (
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and size in (32, 64, 128)
+        and max_length <= LONGEST_SHORT
+        and sequences <= MOST_SHORT
+        and len(x) != sequences * max_length
+        and (window is None or window >= max_length)
+        and torch.cuda.get_device_capability(x.device)[0] >= 8
+    )
+
+
+def rotated_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    angles: tuple[Tensor, Tensor] | None,
+    cu_seqlens: Tensor,
+    scale: float,
+) -> Tensor:
+    """Return the attention output for short sequences on a GPU, with queries and keys rotated on the way in.
+
+    Args:
+        query: as for `varlen_attention`, before the rotation.
+        key: likewise.
+        value: likewise.
+        angles: cosine and sine, each (T, d); None for queries and keys that are to be taken as they are.
+        cu_seqlens: as for `varlen_attention`.
+        scale: likewise.
+    """
+    from ludwig_peft_plugin.engine.kernels.short_attention import ShortAttention
+
+    output: Tensor = ShortAttention.apply(query, key, value, *(angles or (None, None)), cu_seqlens, scale)
+    return output
 
 
 def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float, window: int | None) -> Tensor:
@@ -137,6 +193,8 @@ def attention_for_transformers(
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_k: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as transformers asks its attention functions to: tensors (1, heads, T, d) in, (1, T, heads, d) out.
@@ -153,6 +211,12 @@ def attention_for_transformers(
         raise RuntimeError(f"attention {NAME!r} has no dropout; set attention_dropout to 0 in model_parameters")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if len(k) != len(q):
+        from ludwig_peft_plugin.engine.prefix_attention import prefixed_attention
+
+        assert cu_seq_lens_k is not None and max_length_k is not None
+        boundaries = (cu_seq_lens_q, cu_seq_lens_k, (max_length_q, max_length_k))
+        return prefixed_attention(q, k, v, *boundaries, scale, others.get("sliding_window"))[None], None
     output = varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scale, others.get("sliding_window"))
     return output[None], None
 

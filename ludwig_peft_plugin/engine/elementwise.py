@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LowRank = tuple[Tensor, Tensor] | None
+Pair = tuple[Tensor, Tensor]
+LowRank = Pair | None
 """left (T, r) and right (N, r) of a product left right^T that is added to a (T, N) tensor on the way."""
 
 
@@ -76,6 +77,21 @@ def swiglu_backward_(
 
         return kernel(gate, up, grad, gate_plus, up_plus, grad_plus)
     return reference_swiglu_backward_(gate, up, grad, gate_plus, up_plus, grad_plus)
+
+
+def swiglu_adapters_backward_(
+    gate: Tensor, up: Tensor, grad: Tensor, gate_plus: Pair, up_plus: Pair, grad_plus: Pair
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of gate and up (T, F), which are overwritten, and those of the adapter weights around them.
+
+    The latter, in float32: of_gate^T h_gate and of_up^T h_up (F, r), and g_down^T activation (r, F), where h_gate, h_up
+    and g_down are the left factors (T, r) of the three low-rank products.
+    """
+    if gate.is_cuda:
+        from ludwig_peft_plugin.engine.kernels.swiglu_adapters import swiglu_adapters_backward_ as kernel
+
+        return kernel(gate, up, grad, gate_plus, up_plus, grad_plus)
+    return reference_swiglu_adapters_backward_(gate, up, grad, gate_plus, up_plus, grad_plus)
 
 
 def add_(y: Tensor, plus: LowRank, residual: Tensor) -> Tensor:
@@ -168,6 +184,15 @@ def reference_swiglu_backward_(
     silu = gates * sigmoid
     results = grads * ups * sigmoid * (1 + gates * (1 - sigmoid)), grads * silu, silu * ups
     return gate.copy_(results[0]), up.copy_(results[1]), grad.copy_(results[2])
+
+
+def reference_swiglu_adapters_backward_(
+    gate: Tensor, up: Tensor, grad: Tensor, gate_plus: Pair, up_plus: Pair, grad_plus: Pair
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Do what `swiglu_adapters_backward_` says with PyTorch's operations."""
+    of_gate, of_up, activation = reference_swiglu_backward_(gate, up, grad, gate_plus, up_plus, grad_plus)
+    of_gate_b, of_up_b = of_gate.float().T @ gate_plus[0].float(), of_up.float().T @ up_plus[0].float()
+    return of_gate, of_up, of_gate_b, of_up_b, grad_plus[0].float().T @ activation.float()
 
 
 def reference_add_(y: Tensor, plus: LowRank, residual: Tensor) -> Tensor:

@@ -68,6 +68,56 @@ def rotate(device: str, kind: torch.dtype) -> None:
 
 
 @check
+def short_attention(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels.short_attention import ShortAttention
+
+    for share, size, lengths in ((4, 32, (5, 40, 1, 70)), (1, 64, (100, 3)), (3, 32, (17, 33))):
+        tokens, heads = sum(lengths), 2 * share
+        shapes = [(tokens, heads, size), (tokens, 2, size), (tokens, 2, size), (tokens, heads, size)]
+        (*inputs, grad), (angles,) = tensors(device, kind, *shapes), tensors(device, torch.float32, (tokens, size // 2))
+        cos, sin = angles.cos().repeat(1, 2).to(kind), angles.sin().repeat(1, 2).to(kind)
+        ends = torch.tensor(lengths, device=device).cumsum(0)
+        boundaries = torch.cat([ends.new_zeros(1), ends, ends[-1:], ends[-1:]]).int()  # two empty ones at the end
+        for rotation in ((cos, sin), None):
+            results = []
+            for ours in (True, False):
+                leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+                if ours:
+                    output = ShortAttention.apply(*leaves, *(rotation or (None, None)), boundaries, size**-0.5)
+                else:
+                    output = _one_by_one([leaf.float() for leaf in leaves], rotation, lengths).to(kind)
+                output.backward(grad)
+                results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+            for one, other in zip(*results, strict=True):
+                assert_close(one, other, kind)
+
+
+def _one_by_one(inputs: list[Tensor], rotation: tuple[Tensor, Tensor] | None, lengths: tuple[int, ...]) -> Tensor:
+    """Attend each sequence by itself, in float32."""
+    q, k, v = inputs
+    if rotation:
+        q, k = (reference.reference_rotate(x, *rotation) for x in (q, k))
+    rows = [[part.transpose(0, 1) for part in x.split(lengths)] for x in (q, k, v)]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    outputs = [attend(*parts, is_causal=True, enable_gqa=True) for parts in zip(*rows, strict=True)]
+    return torch.cat([output.transpose(0, 1) for output in outputs])
+
+
+@check
+def swiglu_adapters(device: str, kind: torch.dtype) -> None:
+    from ludwig_peft_plugin.engine.kernels.swiglu_adapters import swiglu_adapters_backward_
+
+    for ranks in ((16, 16, 16), (20, 5, 9)):
+        columns = tensors(device, kind, (270, 150), (270, 150), (270, 150))
+        plus = [pair(device, kind, 270, 150, rank) for rank in ranks]
+        ours = swiglu_adapters_backward_(*(tensor.clone() for tensor in columns), *plus)
+        copies = [tensor.clone() for tensor in columns]
+        expected = reference.reference_swiglu_adapters_backward_(*copies, *plus)
+        for one, other in zip(ours, expected, strict=True):
+            assert_close(one, other, kind)
+
+
+@check
 def swiglu(device: str, kind: torch.dtype) -> None:
     from ludwig_peft_plugin.engine.kernels import swiglu as kernels
 
@@ -155,7 +205,21 @@ def four_bit(device: str, kind: torch.dtype) -> None:
         assert_close(kernels.dequantize(packed, state), bnb.dequantize_4bit(packed, state), kind)
 
 
+def _let_scalars_bound_loops() -> None:
+    """Let the interpreter's scalars, arrays of one number, be the ends of a `range`, which NumPy 2 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: object, scope: object) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
 if __name__ == "__main__":
+    _let_scalars_bound_loops()
     for name, function in CHECKS.items():
         for kind in (torch.float32, torch.float16):
             function("cpu", kind)

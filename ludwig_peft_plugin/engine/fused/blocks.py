@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.elementwise import add_, rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward_
+from ludwig_peft_plugin.engine.elementwise import (
+    add_,
+    rms_norm,
+    rms_norm_backward,
+    rotate,
+    swiglu,
+    swiglu_adapters_backward_,
+    swiglu_backward_,
+)
 from ludwig_peft_plugin.engine.fused.group import Kept, LinearGroup
 
 
@@ -48,15 +56,25 @@ class FeedForward:
 
 
 class QueryKeyValue(torch.autograd.Function):
-    """x (T, H), cos and sin (T, d) -> q (T, heads, d), k, v (T, kv_heads, d), and x itself for the residual sum."""
+    """x (T, H), cos and sin (T, d) -> q (T, heads, d), k, v (T, kv_heads, d), and x itself for the residual sum.
+
+    Without cos and sin (None) the rotation is left to the attention.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, part: AttentionInput, training: bool, *parameters: Tensor
+        ctx: Any,
+        x: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        part: AttentionInput,
+        training: bool,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         outputs, kept = part.group.forward(rms_norm(x, part.norm.weight, part.norm.eps), training=training)
         q, k, v = (output.view(len(x), -1, part.head_size) for output in outputs)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cos is not None and sin is not None:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         ctx.part = part
         _keep(ctx, kept, x, cos, sin, *((q, k, v) if part.group.uses_dora else ()))
         return q, k, v, x.view_as(x)
@@ -66,12 +84,15 @@ class QueryKeyValue(torch.autograd.Function):
         part: AttentionInput = ctx.part
         kept, (x, cos, sin, *outputs) = _kept(ctx)
         tokens = len(x)
-        of_q, of_k = (rotate(grad, cos, sin, inverse=True).view(tokens, -1) for grad in grads[:2])
-        of_v = grads[2].reshape(tokens, -1)
+
+        def unrotated(heads: Tensor) -> Tensor:
+            return heads.reshape(tokens, -1) if cos is None else rotate(heads, cos, sin, inverse=True).view(tokens, -1)
+
+        of_q, of_k, of_v = unrotated(grads[0]), unrotated(grads[1]), grads[2].reshape(tokens, -1)
         plain = None
         if outputs:
             q, k, v = outputs
-            plain = [rotate(head, cos, sin, inverse=True).view(tokens, -1) for head in (q, k)] + [v.view(tokens, -1)]
+            plain = [unrotated(q), unrotated(k), v.view(tokens, -1)]
         needed = ctx.needs_input_grad[0]
         of_norm, grad_h, others = part.group.input_gradient(kept, [of_q, of_k, of_v], plain, needed=needed)
         normed = rms_norm(x, part.norm.weight, part.norm.eps)
@@ -135,11 +156,21 @@ class GatedFeedForward(torch.autograd.Function):
         (of_activation,), grad_h, others = part.down.input_gradient(kept_down, [grad], outputs, needed=True, add=add)
         still_to_add = None if add else kept_down.plus_input_gradient(grad_h)
         of_outputs = [gate.clone(), up.clone()] if part.gate_up.uses_dora else None
-        of_gate, of_up, activation = swiglu_backward_(gate, up, of_activation, kept.plus(0), kept.plus(1), still_to_add)
-        of_down = part.down.adapter_gradients(activation, kept_down, grad_h, others)
-        del activation, of_activation
+        gate_plus, up_plus, of_b = kept.plus(0), kept.plus(1), None
+        if gate_plus is not None and up_plus is not None and still_to_add is not None:
+            of_gate, of_up, *of_b, of_a = swiglu_adapters_backward_(
+                gate, up, of_activation, gate_plus, up_plus, still_to_add
+            )
+            of_down = [of_a, *others]
+        else:
+            of_gate, of_up, activation = swiglu_backward_(gate, up, of_activation, gate_plus, up_plus, still_to_add)
+            of_down = part.down.adapter_gradients(activation, kept_down, grad_h, others)
+            del activation
+        del of_activation
         needed = ctx.needs_input_grad[0]
-        of_norm, grad_h, others = part.gate_up.input_gradient(kept, [of_gate, of_up], of_outputs, needed=needed)
+        of_norm, grad_h, others = part.gate_up.input_gradient(
+            kept, [of_gate, of_up], of_outputs, needed=needed, of_b=of_b
+        )
         del of_gate, of_up
         normed = rms_norm(x, part.norm.weight, part.norm.eps)
         of_gate_up = part.gate_up.adapter_gradients(normed, kept, grad_h, others)
@@ -147,7 +178,7 @@ class GatedFeedForward(torch.autograd.Function):
         return (of_x, None, None, None, *of_gate_up, *of_down)
 
 
-def _keep(ctx: Any, kept: Kept, *tensors: Tensor) -> None:
+def _keep(ctx: Any, kept: Kept, *tensors: Tensor | None) -> None:
     """Keep the inputs and outputs of the function as autograd wants it, and what only the function knows as it is."""
     ctx.kept = kept
     ctx.save_for_backward(*tensors)

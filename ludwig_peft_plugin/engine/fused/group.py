@@ -155,7 +155,14 @@ class LinearGroup:
         return kept
 
     def input_gradient(
-        self, kept: Kept, grads: list[Tensor], outputs: list[Tensor] | None, *, needed: bool, add: bool = True
+        self,
+        kept: Kept,
+        grads: list[Tensor],
+        outputs: list[Tensor] | None,
+        *,
+        needed: bool,
+        add: bool = True,
+        of_b: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
         """Return the gradient of x, that of h (scaled), and those of B and m in the order of the adapters.
 
@@ -167,6 +174,7 @@ class LinearGroup:
             outputs: what the forward pass returned; only DoRA needs them.
             needed: whether the gradient of x is wanted.
             add: False leaves the adapters' share of the gradient of x to the caller (`Kept.plus_input_gradient`).
+            of_b: g_i^T h_i of every layer, each (out_i, r_i) in float32, where the caller has them already; for LoRA.
         """
         parts: list[Tensor] = []
         grad_h = torch.empty_like(kept.h) if kept.h is not None else None
@@ -186,7 +194,8 @@ class LinearGroup:
                     of_magnitude = [sums / adapter.magnitude]
                 columns = slice(start, start + adapter.rank)
                 torch.mm(grad, b, out=grad_h[:, columns])
-                of_parameters += [product_fp32(grad.T, kept.h[:, columns]).mul_(adapter.scaling), *of_magnitude]
+                products = product_fp32(grad.T, kept.h[:, columns]) if of_b is None else of_b[index]
+                of_parameters += [products * adapter.scaling, *of_magnitude]
                 start += adapter.rank
             if needed:
                 parts += member.frozen.input_gradient(grad, parts.pop() if parts else None)

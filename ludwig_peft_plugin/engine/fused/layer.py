@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ludwig_peft_plugin.engine.attention import varlen_attention
+from ludwig_peft_plugin.engine.attention import rotated_attention, takes_short_kernel, varlen_attention
 from ludwig_peft_plugin.engine.frozen import frozen_linear
 from ludwig_peft_plugin.engine.fused.blocks import (
     AttentionInput,
@@ -68,8 +68,13 @@ class FusedForward:
         cos, sin = (angles[0] for angles in kwargs["position_embeddings"])
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         group = parts.attention.group
-        q, k, v, x = QueryKeyValue.apply(x, cos, sin, parts.attention, training, *group.parameters)
-        mixed = varlen_attention(q, k, v, boundaries, kwargs["max_length_q"], attention.scaling, _window(attention))
+        window, longest, size = _window(attention), kwargs["max_length_q"], parts.attention.head_size
+        if takes_short_kernel(x, size, boundaries, longest, window):  # which rotates queries and keys itself
+            q, k, v, x = QueryKeyValue.apply(x, None, None, parts.attention, training, *group.parameters)
+            mixed = rotated_attention(q, k, v, (cos, sin), boundaries, attention.scaling)
+        else:
+            q, k, v, x = QueryKeyValue.apply(x, cos, sin, parts.attention, training, *group.parameters)
+            mixed = varlen_attention(q, k, v, boundaries, longest, attention.scaling, window)
         x = OutputProjection.apply(mixed.flatten(1), x, parts.output, training, *parts.output.parameters)
         block = parts.feed_forward
         read = recomputed_layer() is not self.layer  # a layer that is run again for its gradients needs no output
@@ -114,7 +119,9 @@ def obstacle(layer: nn.Module, dtype: torch.dtype) -> str | None:
 
 
 def _linears(layer: Any) -> list[Any]:
-    return [getattr(layer.self_attn, name) for name in ATTENTION] + [getattr(layer.mlp, name) for name in FEED_FORWARD]
+    """Return the layer's linear layers, None for those that something else stands for."""
+    attention = [getattr(layer.self_attn, name, None) for name in ATTENTION]
+    return attention + [getattr(layer.mlp, name, None) for name in FEED_FORWARD]
 
 
 def _signature(layer: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
@@ -132,9 +139,12 @@ def _parts(layer: Any, dtype: torch.dtype, signature: tuple[Any, ...], index: in
         raise CannotFuse(f"{type(layer).__name__} is not one of {', '.join(sorted(LAYERS))}")
     if torch.is_autocast_enabled("cuda"):
         raise CannotFuse("mixed precision chooses the dtype of each operation")
+    linears = _linears(layer)
+    if None in linears:
+        raise CannotFuse(f"{type(layer.self_attn).__name__} and {type(layer.mlp).__name__} are not the layer's own")
     if layer.mlp.config.hidden_act != "silu":
         raise CannotFuse(f"the activation is {layer.mlp.config.hidden_act}")
-    members = [_member(linear, dtype) for linear in _linears(layer)]
+    members = [_member(linear, dtype) for linear in linears]
     q, k, v, o, gate, up, down = members
     trained = {id(parameter) for group in members for parameter in LinearGroup([group]).parameters}
     if any(parameter.requires_grad and id(parameter) not in trained for parameter in layer.parameters()):
