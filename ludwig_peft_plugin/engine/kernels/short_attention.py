@@ -87,7 +87,7 @@ def _store_turned_back(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _forward(  # type: ignore[no-untyped-def]
-    q, k, v, cos, sin, out, normalizer, boundaries, sequences, factor,
+    q, k, v, cos, sin, out, normalizer, boundaries, sequences, FACTOR: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def _forward(  # type: ignore[no-untyped-def]
             k1, k2 = _turned(k1, k2, cos, sin, start + others, half, there, ROTATE)
             values = tl.load(v + places[:, None] + whole[None, :], mask=there[:, None], other=0.0)
             scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-            scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * factor
+            scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * FACTOR
             scores = tl.where(tokens[:, None] >= others[None, :], scores, -1.0e30)
             now = tl.maximum(highest, tl.max(scores, axis=1))
             shares = tl.exp2(scores - now[:, None])
@@ -130,7 +130,8 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _of_queries(  # type: ignore[no-untyped-def]
-    q, k, v, cos, sin, out, normalizer, grad, delta, of_q, boundaries, sequences, factor, scale,
+    q, k, v, cos, sin, out, normalizer, grad, delta, of_q, boundaries, sequences,
+    FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
@@ -162,7 +163,7 @@ def _of_queries(  # type: ignore[no-untyped-def]
             k1, k2 = _turned(k1, k2, cos, sin, start + others, half, there, ROTATE)
             values = tl.load(v + places[:, None] + whole[None, :], mask=there[:, None], other=0.0)
             scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-            scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * factor
+            scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * FACTOR
             shares = tl.exp2(scores - normalizers[:, None])
             shares = tl.where(tokens[:, None] >= others[None, :], shares, 0.0)
             of_shares = tl.dot(grads, tl.trans(values), input_precision="ieee")
@@ -170,12 +171,13 @@ def _of_queries(  # type: ignore[no-untyped-def]
             of_1 = tl.dot(of_scores, k1, of_1, input_precision="ieee")
             of_2 = tl.dot(of_scores, k2, of_2, input_precision="ieee")
         at = start + tokens
-        _store_turned_back(of_q, heads * SIZE, of_1 * scale, of_2 * scale, cos, sin, at, half, real, ROTATE)
+        _store_turned_back(of_q, heads * SIZE, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, real, ROTATE)
 
 
 @triton.jit
 def _of_keys_and_values(  # type: ignore[no-untyped-def]
-    q, k, v, cos, sin, normalizer, grad, delta, of_k, of_v, boundaries, sequences, factor, scale,
+    q, k, v, cos, sin, normalizer, grad, delta, of_k, of_v, boundaries, sequences,
+    FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
 ):  # fmt: skip
@@ -206,7 +208,7 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
             normalizers = tl.load(normalizer + heads, mask=real, other=0.0)
             deltas = tl.load(delta + heads, mask=real, other=0.0)
             scores = tl.dot(k1, tl.trans(q1), input_precision="ieee")
-            scores = tl.dot(k2, tl.trans(q2), scores, input_precision="ieee") * factor
+            scores = tl.dot(k2, tl.trans(q2), scores, input_precision="ieee") * FACTOR
             shares = tl.exp2(scores - normalizers[None, :])
             shares = tl.where((tokens[None, :] >= keys[:, None]) & real[None, :], shares, 0.0)
             of_values = tl.dot(shares.to(grads.dtype), grads, of_values, input_precision="ieee")
@@ -215,7 +217,7 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
             of_1 = tl.dot(of_scores, q1, of_1, input_precision="ieee")
             of_2 = tl.dot(of_scores, q2, of_2, input_precision="ieee")
         at = start + keys
-        _store_turned_back(of_k, places, of_1 * scale, of_2 * scale, cos, sin, at, half, there, ROTATE)
+        _store_turned_back(of_k, places, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, there, ROTATE)
         tl.store(of_v + places[:, None] + whole[None, :], of_values.to(of_v.dtype.element_ty), mask=there[:, None])
 
 
