@@ -23,13 +23,13 @@ from torch import Tensor
 
 LOG2_E = 1.4426950408889634
 
-QUERY_ROWS = 128
+QUERY_ROWS = 64
 """Rows of a query tile: tokens times query heads of one key head."""
 
-KEYS = 64
-"""Tokens of a key tile."""
+KEYS_READ, KEYS_OWNED = 32, 64
+"""Tokens of a key tile: where queries own the program and go through the keys, and the other way round."""
 
-FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+WARPS, STAGES_OF_QUERIES, STAGES_OF_KEYS = 4, 3, 2
 
 
 @triton.jit
@@ -235,10 +235,12 @@ class ShortAttention(torch.autograd.Function):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         output = torch.empty_like(q)
         normalizer = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        sizes = _sizes(q, k, cu_seqlens, rotate=cos is not None)
+        sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         angles = (q, q) if cos is None else (cos, sin)
         tensors = (q, k, v, *angles, output, normalizer, cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E)
-        _forward[_grid(q, k, cu_seqlens, sizes["TOKENS"])](*tensors, **sizes, num_warps=FORWARD_WARPS)
+        _forward[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
+            *tensors, **sizes, num_warps=WARPS, num_stages=STAGES_OF_QUERIES
+        )
         ctx.save_for_backward(q, k, v, cos, sin, cu_seqlens, output, normalizer)
         ctx.scale = scale
         return output
@@ -249,19 +251,29 @@ class ShortAttention(torch.autograd.Function):
         grad, scale = grads[0].contiguous(), ctx.scale
         of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         delta = torch.empty_like(normalizer)
-        sizes = _sizes(q, k, cu_seqlens, rotate=cos is not None)
+        sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         inputs = (q, k, v, *((q, q) if cos is None else (cos, sin)))
         rest = (cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E, scale)
         _of_queries[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
-            *inputs, output, normalizer, grad, delta, of_q, *rest, **sizes, num_warps=BACKWARD_WARPS
+            *inputs,
+            output,
+            normalizer,
+            grad,
+            delta,
+            of_q,
+            *rest,
+            **sizes,
+            num_warps=WARPS,
+            num_stages=STAGES_OF_QUERIES,
         )
+        sizes["KEYS"] = KEYS_OWNED
         _of_keys_and_values[_grid(q, k, cu_seqlens, sizes["KEYS"])](
-            *inputs, normalizer, grad, delta, of_k, of_v, *rest, **sizes, num_warps=BACKWARD_WARPS
+            *inputs, normalizer, grad, delta, of_k, of_v, *rest, **sizes, num_warps=WARPS, num_stages=STAGES_OF_KEYS
         )
         return of_q, of_k, of_v, None, None, None, None
 
 
-def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, *, rotate: bool) -> dict[str, Any]:
+def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, keys: int, *, rotate: bool) -> dict[str, Any]:
     share = q.shape[1] // k.shape[1]
     slots = triton.next_power_of_2(share)
     return {
@@ -271,7 +283,7 @@ def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, *, rotate: bool) -> dict[st
         "ROTATE": rotate,
         "TOKENS": max(1, QUERY_ROWS // slots),
         "SLOTS": slots,
-        "KEYS": KEYS,
+        "KEYS": keys,
         "SEQUENCES": triton.next_power_of_2(len(cu_seqlens) - 1),
     }
 

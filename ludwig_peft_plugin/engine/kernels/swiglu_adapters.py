@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ludwig_peft_plugin.engine.kernels.low_rank import arguments, rank_block, tile_plus
 
-ROWS, COLUMNS, WARPS, PARTS = 32, 64, 4, 8
+ROWS, COLUMNS, WARPS, PARTS = 32, 128, 4, 16
 
 Pair = tuple[Tensor, Tensor]
 
