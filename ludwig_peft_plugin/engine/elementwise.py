@@ -19,8 +19,8 @@ LowRank = Pair | None
 """left (T, r) and right (N, r) of a product left right^T that is added to a (T, N) tensor on the way."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the normalised rows of x, shape (T, H)."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    r"""Return the normalised rows of x, shape (T, H), and \(1 / \sqrt{mean(x^2) + \epsilon}\), shape (T,), float32."""
     if x.is_cuda:
         from ludwig_peft_plugin.engine.kernels.rms_norm import rms_norm as kernel
 
@@ -140,11 +140,11 @@ def cross_entropy_(
     return reference_cross_entropy_(logits, targets, with_gradient, gradient_scale)
 
 
-def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Do what `rms_norm` says with PyTorch's operations."""
     values = x.float()
-    normed = values * torch.rsqrt(values.square().mean(dim=1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
+    scales = torch.rsqrt(values.square().mean(dim=1) + eps)
+    return (values * scales[:, None]).to(x.dtype) * weight, scales
 
 
 def reference_rms_norm_backward(x: Tensor, weight: Tensor, eps: float, grads: list[Tensor], residual: Tensor) -> Tensor:

@@ -71,18 +71,19 @@ class QueryKeyValue(torch.autograd.Function):
         training: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        outputs, kept = part.group.forward(rms_norm(x, part.norm.weight, part.norm.eps), training=training)
+        normed, scales = rms_norm(x, part.norm.weight, part.norm.eps)
+        outputs, kept = part.group.forward(normed, training=training)
         q, k, v = (output.view(len(x), -1, part.head_size) for output in outputs)
         if cos is not None and sin is not None:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         ctx.part = part
-        _keep(ctx, kept, x, cos, sin, *((q, k, v) if part.group.uses_dora else ()))
+        _keep(ctx, kept, x, scales, cos, sin, *((q, k, v) if part.group.uses_dora else ()))
         return q, k, v, x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         part: AttentionInput = ctx.part
-        kept, (x, cos, sin, *outputs) = _kept(ctx)
+        kept, (x, scales, cos, sin, *outputs) = _kept(ctx)
         tokens = len(x)
 
         def unrotated(heads: Tensor) -> Tensor:
@@ -95,8 +96,7 @@ class QueryKeyValue(torch.autograd.Function):
             plain = [unrotated(q), unrotated(k), v.view(tokens, -1)]
         needed = ctx.needs_input_grad[0]
         of_norm, grad_h, others = part.group.input_gradient(kept, [of_q, of_k, of_v], plain, needed=needed)
-        normed = rms_norm(x, part.norm.weight, part.norm.eps)
-        of_parameters = part.group.adapter_gradients(normed, kept, grad_h, others)
+        of_parameters = _adapter_gradients(part.group, part.norm, x, scales, kept, grad_h, others)
         of_x = rms_norm_backward(x, part.norm.weight, part.norm.eps, of_norm, grads[3]) if of_norm else None
         return (of_x, None, None, None, None, *of_parameters)
 
@@ -131,17 +131,17 @@ class GatedFeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, part: FeedForward, training: bool, read: bool, *parameters: Tensor) -> Tensor:
-        normed = rms_norm(x, part.norm.weight, part.norm.eps)
+        normed, scales = rms_norm(x, part.norm.weight, part.norm.eps)
         (gate, up), kept = part.gate_up.forward(normed, training=training, add=False)
         activation = swiglu(gate, up, kept.plus(0), kept.plus(1))
         ctx.part, ctx.spent = part, False
         if not read and not part.down.uses_dora:
             ctx.kept_down = part.down.keep(activation, training=training)
-            _keep(ctx, kept, x, gate, up)
+            _keep(ctx, kept, x, scales, gate, up)
             return torch.empty_like(x)
         (output,), kept_down = part.down.forward(activation, training=training, add=False)
         ctx.kept_down = kept_down
-        _keep(ctx, kept, x, gate, up, *((output,) if part.down.uses_dora else ()))
+        _keep(ctx, kept, x, scales, gate, up, *((output,) if part.down.uses_dora else ()))
         return output + x if part.down.uses_dora else add_(output, kept_down.plus(0), x)
 
     @staticmethod
@@ -150,7 +150,7 @@ class GatedFeedForward(torch.autograd.Function):
             raise RuntimeError("the backward pass of a fused feed-forward block cannot run twice")
         ctx.spent = True
         part, kept_down = ctx.part, ctx.kept_down
-        kept, (x, gate, up, *outputs) = _kept(ctx)
+        kept, (x, scales, gate, up, *outputs) = _kept(ctx)
         grad = grads[0].contiguous()
         add = kept_down.dropped  # dropout lies between A's gradient and the activation's
         (of_activation,), grad_h, others = part.down.input_gradient(kept_down, [grad], outputs, needed=True, add=add)
@@ -172,10 +172,30 @@ class GatedFeedForward(torch.autograd.Function):
             kept, [of_gate, of_up], of_outputs, needed=needed, of_b=of_b
         )
         del of_gate, of_up
-        normed = rms_norm(x, part.norm.weight, part.norm.eps)
-        of_gate_up = part.gate_up.adapter_gradients(normed, kept, grad_h, others)
+        of_gate_up = _adapter_gradients(part.gate_up, part.norm, x, scales, kept, grad_h, others)
         of_x = rms_norm_backward(x, part.norm.weight, part.norm.eps, of_norm, grad) if of_norm else None
         return (of_x, None, None, None, *of_gate_up, *of_down)
+
+
+def _adapter_gradients(
+    group: LinearGroup,
+    norm: Norm,
+    x: Tensor,
+    scales: Tensor,
+    kept: Kept,
+    grad_h: Tensor | None,
+    others: list[Tensor],
+) -> list[Tensor]:
+    """Return the gradients of a group's adapters whose input was the normalised x, shape (T, H).
+
+    The gradient of A, g^T n with n = scales x w, is (scales g)^T x w: n itself is not made again. Except for dropout,
+    and in float16, where scales g may overflow.
+    """
+    if kept.dropped or x.dtype == torch.float16:
+        normed, _ = rms_norm(x, norm.weight, norm.eps)
+        return group.adapter_gradients(normed, kept, grad_h, others)
+    scaled = None if grad_h is None else (grad_h * scales[:, None]).to(grad_h.dtype)
+    return group.adapter_gradients(x, kept, scaled, others, weight=norm.weight)
 
 
 def _keep(ctx: Any, kept: Kept, *tensors: Tensor | None) -> None:

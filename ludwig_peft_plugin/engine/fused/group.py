@@ -203,12 +203,19 @@ class LinearGroup:
             self._add_adapter_input_gradient_(parts[0], grad_h, kept)
         return parts, grad_h, of_parameters
 
-    def adapter_gradients(self, x: Tensor, kept: Kept, grad_h: Tensor | None, others: list[Tensor]) -> list[Tensor]:
-        """Return the gradients of `parameters`, given the input, the gradient of h and those of B and m."""
+    def adapter_gradients(
+        self, x: Tensor, kept: Kept, grad_h: Tensor | None, others: list[Tensor], weight: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the gradients of `parameters`, given the input, the gradient of h and those of B and m.
+
+        With a `weight`, shape (in,), the input was x times that; not together with dropout.
+        """
         if grad_h is None:
             return []
         remaining, found, start = list(others), [], 0
         of_a = None if kept.dropped else product_fp32(grad_h.T, x)
+        if of_a is not None and weight is not None:
+            of_a *= weight.float()
         for number, adapter in enumerate(self.adapters):
             columns = slice(start, start + adapter.rank)
             if of_a is None:

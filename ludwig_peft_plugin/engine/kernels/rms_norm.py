@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 @triton.jit
-def _forward(x, weight, y, eps, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _forward(x, weight, y, scales, eps, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, BLOCK)
     inside = offsets < columns
     values = tl.load(x + row * columns + offsets, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, axis=0) / columns + eps)
+    tl.store(scales + row, scale)
     normed = (values * scale).to(y.dtype.element_ty).to(tl.float32)  # rounded here too, as transformers does
     weights = tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + row * columns + offsets, (normed * weights).to(y.dtype.element_ty), mask=inside)
@@ -43,12 +44,12 @@ def _backward(  # type: ignore[no-untyped-def]
     tl.store(result + place, gradient.to(result.dtype.element_ty), mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return the normalised rows."""
-    y = torch.empty_like(x)
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the normalised rows, and what each was multiplied by."""
+    y, scales = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     block, warps = _settings(x.shape[1])
-    _forward[(len(x),)](x, weight, y, eps, x.shape[1], block, num_warps=warps)
-    return y
+    _forward[(len(x),)](x, weight, y, scales, eps, x.shape[1], block, num_warps=warps)
+    return y, scales
 
 
 def rms_norm_backward(x: Tensor, weight: Tensor, eps: float, grads: list[Tensor], residual: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ludwig_peft_plugin.engine.kernels.low_rank import arguments, rank_block, tile_plus
 
-ROWS, COLUMNS, WARPS, PARTS = 32, 128, 4, 16
+ROWS, COLUMNS, WARPS, STAGES, PARTS = 32, 128, 4, 2, 16
 
 Pair = tuple[Tensor, Tensor]
 
@@ -86,6 +86,8 @@ def swiglu_adapters_backward_(
     sums = torch.empty((parts, 3, width, block), dtype=torch.float32, device=gate.device)
     grid = (triton.cdiv(width, COLUMNS), parts)
     sizes = (width, g_rank, u_rank, d_rank, block, ROWS, COLUMNS)
-    _backward_[grid](gate, *g_args, up, *u_args, grad, *d_args, sums, rows, part_rows, *sizes, num_warps=WARPS)
+    _backward_[grid](
+        gate, *g_args, up, *u_args, grad, *d_args, sums, rows, part_rows, *sizes, num_warps=WARPS, num_stages=STAGES
+    )
     of_gate_b, of_up_b, of_down_a = sums.sum(dim=0)
     return gate, up, of_gate_b[:, :g_rank], of_up_b[:, :u_rank], of_down_a[:, :d_rank].T
