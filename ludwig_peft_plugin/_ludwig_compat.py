@@ -45,6 +45,13 @@ def replacements() -> list[Replacement]:
             _check_schema,
         ),
         Replacement(
+            "ludwig.hyperopt.utils",
+            "substitute_parameters",
+            ("config", "parameters"),
+            "options of another adapter type stay in a trial's config, and the Optuna executor drops what it returns",
+            _substitute_parameters,
+        ),
+        Replacement(
             "ludwig.data.preprocessing",
             "preprocess_for_training",
             ("config", "dataset", "training_set", "validation_set", "test_set", "data_format", "backend"),
@@ -121,6 +128,27 @@ def replacements() -> list[Replacement]:
             "it refuses to run without CUDA and looks the tokenizer up by the base model's name",
             _generate,
         ),
+        Replacement(
+            "ludwig.features.base_feature",
+            "InputFeature.initialize_encoder",
+            ("self", "encoder_config"),
+            "an encoder's adapter that cannot be applied is a warning, and all of the encoder trains",
+            _initialize_encoder,
+        ),
+        Replacement(
+            "ludwig.encoders.text_encoders",
+            "HFTextEncoder.get_embedding_layer",
+            ("self",),
+            "under an adapter it takes the whole transformer for its embeddings, and explanations fail",
+            _get_embedding_layer,
+        ),
+        Replacement(
+            "ludwig.modules.optimization_modules",
+            "_get_loraplus_lr_ratio",
+            ("model",),
+            "it does not look for the option in the encoders",
+            _get_loraplus_lr_ratio,
+        ),
     ]
 
 
@@ -135,22 +163,45 @@ def _load_yaml(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _upgrade_config(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.config.hyperopt import keep_executor
     from ludwig_peft_plugin.config.shape import check_shape
+    from ludwig_peft_plugin.encoders.config import normalized
 
     @functools.wraps(original)
     def replacement(config: Any) -> Any:
-        return original(check_shape(config))
+        return keep_executor(original, normalized(check_shape(config)))
 
     return replacement
 
 
 def _check_schema(original: Callable[..., Any]) -> Callable[..., Any]:
     from ludwig_peft_plugin.config.strict import check_config
+    from ludwig_peft_plugin.encoders.config import check_encoders, check_schema
 
     @functools.wraps(original)
     def replacement(updated_config: dict[str, Any]) -> None:
         # Ludwig's own schema would refuse what is accepted here, such as adapter names in any case.
-        (check_config if updated_config.get("model_type") == "llm" else original)(updated_config)
+        if updated_config.get("model_type") == "llm":
+            check_config(updated_config)
+        else:
+            check_encoders(updated_config)
+            check_schema(updated_config)
+
+    return replacement
+
+
+def _substitute_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.config.hyperopt import trial_config
+
+    @functools.wraps(original)
+    def replacement(config: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+        merged = original(config, parameters)
+        if config.get("model_type") == "llm":
+            merged = trial_config(merged, config, parameters)
+        # Ludwig's Optuna executor trains the config it has passed in, not the one it gets back.
+        config.clear()
+        config.update(merged)
+        return config
 
     return replacement
 
@@ -268,5 +319,36 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(self.model, PeftLLM):
             return original(self, input_strings, generation_config, streaming, callbacks)
         return generate_texts(self.model, input_strings, generation_config, streaming=bool(streaming))
+
+    return replacement
+
+
+def _initialize_encoder(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.encoders.build import initialize_encoder
+
+    @functools.wraps(original)
+    def replacement(self: Any, encoder_config: Any) -> Any:
+        return initialize_encoder(original, self, encoder_config)
+
+    return replacement
+
+
+def _get_embedding_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.encoders.build import embedding_layer
+
+    @functools.wraps(original)
+    def replacement(self: Any) -> Any:
+        return embedding_layer(self)
+
+    return replacement
+
+
+def _get_loraplus_lr_ratio(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.encoders.optimizer import loraplus_ratio
+
+    @functools.wraps(original)
+    def replacement(model: Any) -> float | None:
+        ratio: float | None = original(model)
+        return loraplus_ratio(model) if ratio is None else ratio
 
     return replacement

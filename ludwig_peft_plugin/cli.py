@@ -101,6 +101,111 @@ def schema(
 
 
 @app.command()
+def methods(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A YAML whose base, and adapter options, are counted.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base_model", "--base-model", help="The base on which parameters are counted.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the adapter types: what they train, where they work and what they are good for."""
+    import json
+
+    from ludwig_peft_plugin.register import register
+
+    register()
+    from ludwig.error import ConfigValidationError
+    from ludwig.utils.data_utils import load_yaml
+
+    from ludwig_peft_plugin.commands import methods as command
+    from ludwig_peft_plugin.errors import PluginError
+
+    try:
+        given = load_yaml(str(config)) if config is not None else {}
+        base = base_model or given.get("base_model") or "tiny-llama-python"
+        found = command.methods(base, given)
+    except (ConfigValidationError, PluginError, OSError) as error:
+        problems.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(command.as_json(found), indent=2))
+    else:
+        command.show(found, base, console)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A YAML file with model_type: llm and a dataset.")],
+    methods: Annotated[str, typer.Option(help="Adapter types with commas between them, or `all`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report; a comparison that is there goes on.")] = Path(
+        "results/compare"
+    ),
+    overrides: Annotated[
+        Path | None, typer.Option(help="A YAML of options by method, as `bottleneck: {reduction_factor: 8}`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The random seed of every run.")] = 42,
+) -> None:
+    """Train several adapter types on one dataset, each in its own process, and report loss, memory and time."""
+    from ludwig_peft_plugin.register import register
+
+    register()
+    from ludwig.error import ConfigValidationError
+    from ludwig.utils.data_utils import load_yaml
+
+    from ludwig_peft_plugin.commands.compare import compare as run
+    from ludwig_peft_plugin.errors import PluginError
+
+    try:
+        given = load_yaml(str(overrides)) if overrides is not None else {}
+        names = methods.split(",")
+        results = run(
+            load_yaml(str(config)), names, out, title=config.stem, overrides=given, seed=seed, console=console
+        )
+    except (ConfigValidationError, PluginError, OSError) as error:
+        problems.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    console.print(f"Wrote {out / 'report.md'}, report.json and report.svg.", markup=False, highlight=False)
+    failures = [result.method for result in results if result.error is not None]
+    if failures:
+        problems.print(f"{len(failures)} failed: {', '.join(failures)}", style="red", markup=False)
+        raise typer.Exit(1)
+
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=PASSED_ON)
+def predict(
+    context: typer.Context,
+    adapter: Annotated[str | None, typer.Option(help="The adapter that answers; `base` for none.")] = None,
+) -> None:
+    """Run `ludwig predict` with one of several adapters; all other arguments are Ludwig's."""
+    _run_ludwig("predict", adapter, context.args)
+
+
+@app.command(context_settings=PASSED_ON)
+def evaluate(
+    context: typer.Context,
+    adapter: Annotated[str | None, typer.Option(help="The adapter that answers; `base` for none.")] = None,
+) -> None:
+    """Run `ludwig evaluate` with one of several adapters; all other arguments are Ludwig's."""
+    _run_ludwig("evaluate", adapter, context.args)
+
+
+def _run_ludwig(command: str, adapter: str | None, arguments: list[str]) -> None:
+    from ludwig_peft_plugin.commands.predict import run_ludwig
+    from ludwig_peft_plugin.errors import PluginError
+
+    try:
+        run_ludwig(command, adapter, arguments)
+    except PluginError as error:
+        problems.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def info() -> None:
     """Show whether the plugin is active, and the versions it found and supports."""
     from ludwig_peft_plugin import __version__, _autoload, versions

@@ -42,6 +42,7 @@ def _fill_registries() -> None:
     import ludwig.trainers  # noqa: F401  (fills the trainer registries, which ours then replace)
     from ludwig.config_validation.checks import get_config_check_registry
     from ludwig.config_validation.validation import get_schema
+    from ludwig.encoders.registry import get_encoder_registry
     from ludwig.models.predictor import _predictor_registry
     from ludwig.models.registry import model_type_registry
     from ludwig.schema.model_types.base import model_type_schema_registry
@@ -52,6 +53,7 @@ def _fill_registries() -> None:
     from ludwig_peft_plugin.config.llm_config import LLMConfig
     from ludwig_peft_plugin.config.trainer import register_trainer_config
     from ludwig_peft_plugin.data.sources import register_datasets
+    from ludwig_peft_plugin.encoders.llm_encoder import PeftLLMEncoder
     from ludwig_peft_plugin.evaluation.ludwig_metrics import register_text_metrics
     from ludwig_peft_plugin.evaluation.predictor import create_predictor
     from ludwig_peft_plugin.model.llm import create_llm
@@ -60,6 +62,7 @@ def _fill_registries() -> None:
 
     model_type_schema_registry["llm"] = LLMConfig
     model_type_registry["llm"] = create_llm
+    get_encoder_registry()["text"]["llm"] = PeftLLMEncoder
     register_trainer_config()
     get_llm_trainers_registry()["finetune"] = PeftTrainer
     get_llm_trainers_registry()["none"] = PeftInferenceTrainer

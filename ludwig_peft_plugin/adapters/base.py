@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
+    from ludwig_peft_plugin.adapters.step_hooks import StepHooks
+
 Batches = Callable[[], Iterable[dict[str, "torch.Tensor"]]]
 """Yields batches of `input_ids`, `attention_mask`, `labels` (-100 off the target), each LongTensor[rows, length]."""
 
@@ -37,12 +39,15 @@ class AdapterConfig(BaseAdapterConfig):
         encoder: can be put on text encoders of `model_type: ecd` too.
         several: several adapters of the type can share one base.
         quantized_base: works on a base quantised to 4 or 8 bits.
+        quantized_reason: why it does not, to complete "cannot be trained on a quantised base, because".
         torchao_base: works on one with `quantization.backend: torchao`, whose layers multiply by themselves and hold a
             weight in 8 bits; None for where `quantized_base` says so.
         mergeable: can be merged into the base's weights (see `merge_obstacle` for what options change).
         soft_prompt: adds virtual tokens instead of changing layers.
+        trains_base: trains the base itself and adds nothing to it; `build` then returns the base.
         default_quantization: the `quantization` section the type brings when the config has none, else None.
         aliases: other spellings of the type's name.
+        peft_module: the module whose import makes PEFT know the type, None for PEFT's own types.
     """
 
     family: ClassVar[str] = "reparameterisation"
@@ -53,11 +58,14 @@ class AdapterConfig(BaseAdapterConfig):
     encoder: ClassVar[bool] = False
     several: ClassVar[bool] = False
     quantized_base: ClassVar[bool] = False
+    quantized_reason: ClassVar[str] = ""
     torchao_base: ClassVar[bool | None] = None
     mergeable: ClassVar[bool] = False
     soft_prompt: ClassVar[bool] = False
+    trains_base: ClassVar[bool] = False
     default_quantization: ClassVar[dict[str, Any] | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
+    peft_module: ClassVar[str | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,6 +87,11 @@ class AdapterConfig(BaseAdapterConfig):
         """Whether `build` reads training batches."""
         return False
 
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens of the model's context the adapter takes up, in front of every row."""
+        return 0
+
     @abstractmethod
     def to_config(self, task_type: str | None = None, **kwargs: Any) -> "PeftConfig":
         """Return the PEFT config of these options; `kwargs` replace PEFT arguments and unknown ones are ignored."""
@@ -96,6 +109,18 @@ class AdapterConfig(BaseAdapterConfig):
     def merge_obstacle(self, base: "PreTrainedModel") -> str | None:
         """Return why this adapter could not be merged into `base`, None if it can."""
         return None if self.mergeable else f"adapter.type: {self.type} cannot be merged into the base model."
+
+    def step_hooks(self, model: "PeftModel", total_steps: int) -> "StepHooks | None":
+        """Return what the trainer calls in each of `total_steps` optimiser steps, None for nothing.
+
+        Raises:
+            AdapterError: the options do not fit a run of this length.
+        """
+        return None
+
+    def sharing_obstacle(self) -> str | None:
+        """Return why this adapter cannot be on one base with others, None if it can."""
+        return None if self.several else f"adapter type `{self.type}` cannot share a base with others; train it alone"
 
 
 def register[T: type[BaseAdapterConfig]](name: str, *, replace: bool = False) -> Callable[[T], T]:

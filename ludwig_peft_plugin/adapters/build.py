@@ -47,8 +47,10 @@ def attach_adapter(base: PreTrainedModel, adapter: BaseAdapterConfig, *, batches
     """
     kind = str(adapter.type)
     if is_quantized(base) and not trains_quantized(type(adapter), backend := quantization_backend(base)):
+        because = getattr(adapter, "quantized_reason", "")
         raise AdapterError(
-            f"adapter.type: {kind} does not work on a quantised base. Remove the quantization section, or use one of "
+            f"adapter.type: {kind} does not work on a quantised base{because and f', because {because}'}. Remove the "
+            "quantization section, or use one of "
             f"{types_on_quantized(backend)}."
         )
     if adapter.pretrained_adapter_weights:

@@ -28,7 +28,7 @@ def check_options(base: PreTrainedModel, adapter: LoraOptions, targets: Targets)
         _check_patterns,
         _check_init,
         _check_loftq,
-        _check_modules_to_save,
+        check_modules_to_save,
         _check_tokens,
         _check_parameters,
         _check_bias,
@@ -124,7 +124,7 @@ def _check_patterns(base: PreTrainedModel, adapter: LoraOptions, targets: Target
                 )
 
 
-def _check_modules_to_save(base: PreTrainedModel, adapter: LoraOptions, targets: Targets) -> None:
+def check_modules_to_save(base: PreTrainedModel, adapter: Any, targets: Targets) -> None:
     """Check that each entry of `modules_to_save` is a module, and one that can be trained."""
     for entry in adapter.modules_to_save or []:
         found = [module for name, module in base.named_modules(remove_duplicate=False) if ends_in(name, entry)]

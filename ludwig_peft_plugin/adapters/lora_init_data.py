@@ -10,6 +10,7 @@ import torch
 
 from ludwig_peft_plugin.adapters.base import ADAPTER_NAME
 from ludwig_peft_plugin.adapters.lora_init_weights import decompose
+from ludwig_peft_plugin.adapters.peft_build import lora_layers
 from ludwig_peft_plugin.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def eva(model: PeftModel, layers: dict[str, Any], method: str, batches: Batches 
 
     initialize_lora_eva_weights(model, dataloader=loader, forward_fn=forward, show_progress_bar=False)
     config.init_lora_weights, config.eva_config = True, None
+    left = lora_layers(model)
+    if len(left) < len(layers):
+        # PEFT shortens the names of what is left, which can make them match a layer that lost its adapter.
+        config.target_modules = {name.removeprefix("base_model.model.") for name in left}
 
 
 class _EvaBatches:

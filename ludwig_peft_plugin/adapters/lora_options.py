@@ -185,6 +185,13 @@ class LoraOptions(AdapterConfig):
         """Whether the initialisation reads training batches (EVA, CorDA, LoRA-GA)."""
         return self.init.reads_data and not self.pretrained_adapter_weights
 
+    def architecture_targets(self, model_type: str) -> list[str] | str | None:
+        """Return the modules PEFT adapts in an architecture when none are given, None where it has no such list."""
+        from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+        targets: list[str] | str | None = DEFAULTS.get(model_type)
+        return targets
+
     def to_config(self, task_type: str | None = None, **kwargs: Any) -> "PeftLoraConfig":
         """Return the `peft.LoraConfig`; `kwargs` replace PEFT arguments and those PEFT does not know are ignored."""
         from peft import LoraConfig
@@ -231,6 +238,19 @@ class LoraOptions(AdapterConfig):
         from ludwig_peft_plugin.adapters.lora_checks import merge_obstacle
 
         return merge_obstacle(base, self)
+
+    def sharing_obstacle(self) -> str | None:
+        """Return why this adapter cannot be on one base with others, None if it can."""
+        if self.init.changes_base and not self.pretrained_adapter_weights:
+            return (
+                f"init_lora_weights: {self.init_lora_weights} changes the base's weights, which the adapters share; "
+                "use default, or train it alone (adapter: ...)"
+            )
+        if self.layer_replication:
+            return "layer_replication makes another base of it, which the adapters share; train it alone (adapter: ...)"
+        if self.bias_type != "none":
+            return f"bias_type: {self.bias_type} trains the base's biases, which the adapters share; use none"
+        return None
 
     def _init_problems(self) -> list[str]:
         """Return what is wrong with the initialisation and the options it excludes or needs."""

@@ -7,12 +7,15 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ludwig_peft_plugin.adapters.adaption_attention import prompts_in_float32
 from ludwig_peft_plugin.adapters.base import ADAPTER_NAME
+from ludwig_peft_plugin.adapters.peft_methods import method_of
+from ludwig_peft_plugin.adapters.quantized_view import refuse_merging, remove_views, view_quantized
 from ludwig_peft_plugin.adapters.targets import suggestion
 from ludwig_peft_plugin.errors import AdapterError
 
@@ -42,27 +45,73 @@ HARMLESS = (
 _HOOKED = "_ludwig_peft_plugin_keeps_statistics"
 
 
-def wrap_with_peft(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """Return `base` wrapped by PEFT, with the adapter `config` describes.
+def wrap_with_peft(base: PreTrainedModel | PeftModel, config: PeftConfig, name: str = ADAPTER_NAME) -> PeftModel:
+    """Return `base` wrapped by PEFT, with the adapter `config` describes, beside those it has already.
 
     The adapter is float32, also over a 16-bit or quantised base: small steps would be lost in 16 bits.
 
     Raises:
         AdapterError: PEFT refuses the config for this base, or ignores a part of it.
     """
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
-    config.task_type = config.task_type or "CAUSAL_LM"
+    config.task_type = task_type(base)
+    method = method_of(config)
+    building = nullcontext() if method is None else method.building()
     with translated_warnings():
         try:
-            model: PeftModel = get_peft_model(base, config, adapter_name=ADAPTER_NAME, autocast_adapter_dtype=True)
+            if isinstance(base, PeftModel):
+                model = base
+                with checkpointing_hidden(base, config), prompts_in_float32(), building:
+                    model.add_adapter(name, config, autocast_adapter_dtype=True)
+            else:
+                remove_views(base)
+                if method is not None:
+                    view_quantized(base, config)
+                with checkpointing_hidden(base, config), prompts_in_float32(), building:
+                    model = get_peft_model(base, config, adapter_name=name, autocast_adapter_dtype=True)
+                refuse_merging(model)
+        except AdapterError:
+            raise  # is a ValueError, and says it all
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, KeyError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             hint = f" {suggestion(base)}" if re.search(r"target.modules", reason) else ""
             raise AdapterError(f"adapter: PEFT cannot build it on this model: {reason}{hint}") from error
-    model.peft_config[ADAPTER_NAME].base_model_name_or_path = portable_name(base)
+    if method is not None:
+        method.settle(model)
+    model.peft_config[name].base_model_name_or_path = portable_name(base)
     _keep_int8_statistics(base)
     return model
+
+
+def without_adapter(model: PeftModel) -> PreTrainedModel:
+    """Return the base under a model's adapter, which is taken off."""
+    inner: Any = model.base_model
+    if hasattr(inner, "unload"):
+        plain: PreTrainedModel = inner.unload()
+        return plain
+    if getattr(inner, "_enabled", False):  # an adaption prompt, which has no way to be taken off but this
+        inner.disable_adapter_layers()
+    return model.get_base_model()
+
+
+@contextmanager
+def checkpointing_hidden(base: Any, config: PeftConfig) -> Iterator[None]:
+    """Let PEFT put a prefix on a base whose layers are checkpointed, which its own forward pass could not run."""
+    hidden = [module for module in base.modules() if getattr(module, "gradient_checkpointing", False)]
+    hidden = hidden if config.is_prompt_learning else []
+    for module in hidden:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in hidden:
+            module.gradient_checkpointing = True
+
+
+def task_type(base: PreTrainedModel) -> str:
+    """Return PEFT's name of what a base computes: logits of the next token, or (a text encoder) hidden states."""
+    return "CAUSAL_LM" if base.can_generate() else "FEATURE_EXTRACTION"
 
 
 @contextmanager

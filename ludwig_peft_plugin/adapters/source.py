@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from ludwig_peft_plugin.adapters.bottleneck import adapterhub
 from ludwig_peft_plugin.adapters.folders import recover
 from ludwig_peft_plugin.errors import AdapterError
 
@@ -51,23 +52,30 @@ def read_adapter(location: str) -> StoredAdapter:
     if config_file is None:
         raise AdapterError(f"{location!r} is no adapter: it holds no {CONFIG_NAME}.")
     config = _read_config(location, config_file)
-    weights_file = _file(location, WEIGHTS_NAME, local)
+    theirs = adapterhub.is_adapterhub(config)
+    weights_name = adapterhub.WEIGHTS_NAME if theirs else WEIGHTS_NAME
+    pickle_name = adapterhub.PICKLE_NAME if theirs else PICKLE_NAME
+    weights_file = _file(location, weights_name, local)
     if weights_file is None:
-        if _file(location, PICKLE_NAME, local) is not None:
+        if _file(location, pickle_name, local) is not None:
+            theirs_call = "adapters and call save_adapter(..., use_safetensors=True)"
+            call = theirs_call if theirs else "PEFT and call save_pretrained"
             raise AdapterError(
-                f"The adapter {location!r} holds its weights as a pickle ({PICKLE_NAME}), which can run code, so it "
-                f"is not loaded. Save it as {WEIGHTS_NAME}: load it with PEFT where you trust it and call "
-                "save_pretrained."
+                f"The adapter {location!r} holds its weights as a pickle ({pickle_name}), which can run code, so it "
+                f"is not loaded. Save it as {weights_name}: where you trust it, load it with {call}."
             )
-        raise AdapterError(f"The adapter {location!r} has no weights: {WEIGHTS_NAME} is missing.")
+        raise AdapterError(f"The adapter {location!r} has no weights: {weights_name} is missing.")
     try:
         with safe_open(weights_file, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise AdapterError(
-            f"The weights of the adapter {location!r} are damaged ({WEIGHTS_NAME}: {error}); save or download it again."
+            f"The weights of the adapter {location!r} are damaged ({weights_name}: {error}); save or download it again."
         ) from error
+    if theirs:
+        metadata = {adapterhub.METADATA_KEY: str(config.get("name"))}
+        config = adapterhub.read_config(config, location)
     return StoredAdapter(location, config, state, metadata)
 
 
@@ -79,6 +87,8 @@ def _read_config(location: str, path: str) -> dict[str, Any]:
             config = json.load(file)
     except (OSError, ValueError) as error:
         raise AdapterError(f"The {CONFIG_NAME} of the adapter {location!r} is damaged: {error}.") from error
+    if adapterhub.is_adapterhub(config):
+        return dict(config)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise AdapterError(

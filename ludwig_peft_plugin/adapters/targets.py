@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ludwig_peft_plugin.adapters.lora_options import LoraOptions
+    from ludwig_peft_plugin.adapters.peft_method import PeftMethod
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
@@ -59,7 +60,7 @@ def matches_pattern(name: str, pattern: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
-def find_targets(base: PreTrainedModel, adapter: LoraOptions) -> Targets:
+def find_targets(base: PreTrainedModel, adapter: LoraOptions | PeftMethod) -> Targets:
     """Return what `adapter` targets in `base`.
 
     Raises:
@@ -85,19 +86,17 @@ def find_targets(base: PreTrainedModel, adapter: LoraOptions) -> Targets:
     return Targets(wanted, tuple(names))
 
 
-def _resolve(base: PreTrainedModel, adapter: LoraOptions) -> list[str] | str | None:
+def _resolve(base: PreTrainedModel, adapter: LoraOptions | PeftMethod) -> list[str] | str | None:
     """Return `target_modules` for PEFT: the architecture's default filled in, `all-linear` named where it must be."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
-
     wanted = adapter.target_modules
     model_type = getattr(base.config, "model_type", None)
     if wanted is None:
-        if model_type not in DEFAULTS and not adapter.target_parameters:
+        default = adapter.architecture_targets(str(model_type))
+        if default is None and not getattr(adapter, "target_parameters", None):
             raise AdapterError(
                 f"adapter.target_modules: PEFT has no default for the architecture {model_type!r}, so it must be "
                 f"given. {suggestion(base)}"
             )
-        default = DEFAULTS.get(model_type)
         return default if default is None or isinstance(default, str) else sorted(default)
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
         head = base.get_output_embeddings()
@@ -105,7 +104,8 @@ def _resolve(base: PreTrainedModel, adapter: LoraOptions) -> list[str] | str | N
         if not names:
             raise AdapterError(f"adapter.target_modules: all-linear finds no linear layer. {suggestion(base)}")
         # PEFT refuses layers_to_transform beside all-linear, and ignores it beside full names.
-        return sorted({name.rsplit(".", 1)[-1] for name in names}) if adapter.layers_to_transform is not None else names
+        by_name = getattr(adapter, "layers_to_transform", None) is not None or getattr(adapter, "shared_by_name", False)
+        return sorted({name.rsplit(".", 1)[-1] for name in names}) if by_name else names
     return wanted
 
 
@@ -123,7 +123,7 @@ def _without(config: Any, *fields: str) -> Any:
     return plain
 
 
-def _check_each(base: nn.Module, adapter: LoraOptions, found: list[str]) -> None:
+def _check_each(base: nn.Module, adapter: LoraOptions | PeftMethod, found: list[str]) -> None:
     """Raise if the expression, or one name of the list, matches no module."""
     wanted = adapter.target_modules
     if isinstance(wanted, str):
@@ -151,9 +151,9 @@ def _check_types(base: nn.Module, found: list[str], wanted: list[str] | str) -> 
             )
 
 
-def _check_exclusions(base: nn.Module, adapter: LoraOptions, found: list[str]) -> None:
+def _check_exclusions(base: nn.Module, adapter: LoraOptions | PeftMethod, found: list[str]) -> None:
     """Raise if an exclusion removes none of the modules `found`."""
-    excluded = adapter.exclude_modules
+    excluded = getattr(adapter, "exclude_modules", None)
     if excluded is None:
         return
     entries = [excluded] if isinstance(excluded, str) else excluded
@@ -166,9 +166,9 @@ def _check_exclusions(base: nn.Module, adapter: LoraOptions, found: list[str]) -
             )
 
 
-def _check_layers(base: PreTrainedModel, adapter: LoraOptions, config: Any) -> None:
+def _check_layers(base: PreTrainedModel, adapter: LoraOptions | PeftMethod, config: Any) -> None:
     """Raise if a layer number of `layers_to_transform` selects no module."""
-    asked = adapter.layers_to_transform
+    asked = getattr(adapter, "layers_to_transform", None)
     if asked is None:
         return
     if isinstance(adapter.target_modules, list) and any(
@@ -183,7 +183,8 @@ def _check_layers(base: PreTrainedModel, adapter: LoraOptions, config: Any) -> N
     for layer in [asked] if isinstance(asked, int) else asked:
         probe.layers_to_transform = [layer]
         if not _matching(base, probe):
-            pattern = f" with layers_pattern: {adapter.layers_pattern}" if adapter.layers_pattern else ""
+            where = getattr(adapter, "layers_pattern", None)
+            pattern = f" with layers_pattern: {where}" if where else ""
             raise AdapterError(
                 f"adapter.layers_to_transform: layer {layer} selects no module{pattern}. The model has {count} layers, "
                 f"0 to {count - 1}."

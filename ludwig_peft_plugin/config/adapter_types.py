@@ -14,9 +14,6 @@ from ludwig.schema.model_types.llm import LLMModelConfig
 from ludwig_peft_plugin.config.readable import reason
 from ludwig_peft_plugin.config.suggest import hint
 
-READ_WEIGHTS = ("hra", "tinylora")
-"""Ludwig's adapter types for which PEFT takes the numbers of the base's weight as they are stored."""
-
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -36,19 +33,12 @@ class Capabilities:
 
 
 def capabilities(adapter: type[BaseAdapterConfig]) -> Capabilities:
-    """Return what an adapter class says it can do.
-
-    Ludwig's own classes say nothing: there, `lora` alone trains on a base quantised by bitsandbytes, as in Ludwig; on
-    one of torchao's those do that leave the product with the base's weight to its layer; every type can be merged, as
-    PEFT can.
-    """
-    stock = adapter.__module__ == BaseAdapterConfig.__module__
-    quantized = bool(getattr(adapter, "quantized_base", adapter_registry.get("lora") is adapter))
-    through_layer = stock and not any(adapter_registry.get(name) is adapter for name in READ_WEIGHTS)
+    """Return what an adapter class says it can do; one written for stock Ludwig says nothing, and can be merged."""
+    quantized = bool(getattr(adapter, "quantized_base", False))
     stated: bool | None = getattr(adapter, "torchao_base", None)
     return Capabilities(
         quantized_base=quantized,
-        torchao_base=quantized or through_layer if stated is None else stated,
+        torchao_base=quantized if stated is None else stated,
         mergeable=bool(getattr(adapter, "mergeable", True)),
         default_quantization=getattr(adapter, "default_quantization", None),
     )
@@ -94,7 +84,8 @@ def quantization_problem(adapter: type[BaseAdapterConfig], name: str, backend: s
     others = f"remove the quantization section or use one of {types_on_quantized(backend)}"
     if trains_quantized(adapter, "torchao"):
         others = f"use quantization: {{backend: torchao, mode: float8}}, {others}"
-    return f"adapter type `{name}` cannot be trained on a quantised base; {others}"
+    because = getattr(adapter, "quantized_reason", "")
+    return f"adapter type `{name}` cannot be trained on a quantised base{because and f', because {because}'}; {others}"
 
 
 def merge_problem(adapter: type[BaseAdapterConfig], name: str) -> str | None:

@@ -39,7 +39,8 @@ class FormatField(schema_utils.SchemaField):
 
     description = (
         "What to write: `adapter` is a folder for peft, `merged` a full model for transformers with the adapter "
-        "folded into the base's weights (a quantised base is dequantised first)."
+        "folded into the base's weights (a quantised base is dequantised first), `adapterhub` a folder for "
+        "AdapterHub's library `adapters` (bottleneck adapters only)."
     )
 
     @property
@@ -69,7 +70,13 @@ class ExportConfig(schema_utils.LudwigBaseConfig):
     path: str | None = schema_utils.String(
         default=None,
         allow_none=True,
-        description="The folder to write, inside the run's folder. Null is `exported/<format>`.",
+        description="The folder to write, inside the run's folder. Null is `exported/<format>`, or for one of several "
+        "adapters `exported/<adapter>/<format>`.",
+    )
+    adapter: str | None = schema_utils.String(
+        default=None,
+        allow_none=True,
+        description="Which of the `adapters` to write or fold in. Null is the active one.",
     )
     dtype: str = schema_utils.StringOptions(
         options=["auto", "float32", "bfloat16", "float16"],

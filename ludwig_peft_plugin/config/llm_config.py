@@ -8,18 +8,19 @@ from typing import Any
 from ludwig.constants import TEXT
 from ludwig.error import ConfigValidationError
 from ludwig.schema import utils as schema_utils
-from ludwig.schema.llms.peft import NamedAdaptersConfig
 from ludwig.schema.llms.prompt import PromptConfig
 from ludwig.schema.model_types.llm import LLMModelConfig
 from pydantic import ValidationError, model_validator
 
 from ludwig_peft_plugin.config.adapter_types import AdapterSelection
+from ludwig_peft_plugin.config.adapters_section import AdaptersConfig
 from ludwig_peft_plugin.config.base_model import BaseModelField, load_base_model_config
 from ludwig_peft_plugin.config.data_formats import DATA_FORMATS
 from ludwig_peft_plugin.config.evaluation import EvaluationConfig
 from ludwig_peft_plugin.config.export import ExportField, check_exports
 from ludwig_peft_plugin.config.fields import SectionField, SelectionField
 from ludwig_peft_plugin.config.generation import GenerationConfig
+from ludwig_peft_plugin.config.hyperopt import HyperoptSection
 from ludwig_peft_plugin.config.normalize import normalized
 from ludwig_peft_plugin.config.preprocessing import PreprocessingConfig
 from ludwig_peft_plugin.config.quantization import QuantizationField
@@ -86,10 +87,14 @@ class LLMConfig(LLMModelConfig):
     adapter: Any = AdapterSelection().get_default_field()
 
     adapters: Any = SectionField(
-        "adapters", NamedAdaptersConfig, "Several adapters by name, instead of `adapter`.", off_by_default=True
+        "adapters", AdaptersConfig, "Several adapters by name, instead of `adapter`.", off_by_default=True
     ).get_default_field()
 
     quantization: Any = QuantizationField().get_default_field()
+
+    hyperopt: Any = SectionField(
+        "hyperopt", HyperoptSection, "A search for the best options (`ludwig hyperopt`).", off_by_default=True
+    ).get_default_field()
 
     export: list[Any] = ExportField().get_default_field()
 
@@ -114,7 +119,13 @@ class LLMConfig(LLMModelConfig):
         # any other value passes it by.
         default = GenerationConfig().max_new_tokens
         generation.max_new_tokens = answer_length if answer_length != default else default + 1
+        named = self.adapters
+        active = None if named is None else named.active
+        if isinstance(active, list):
+            named.active = active[0]  # Ludwig's check knows a name, not a list
         super().__post_init__()
+        if isinstance(active, list):
+            named.active = active
         generation.max_new_tokens = answer_length
         for feature in self.output_features:
             if feature.type == TEXT:

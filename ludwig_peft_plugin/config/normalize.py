@@ -38,6 +38,7 @@ def normalized(data: dict[str, Any], cls: type[LudwigBaseConfig]) -> dict[str, A
         if trainer.get("learning_rate_scheduler", ...) is None:
             del trainer["learning_rate_scheduler"]
         data["trainer"] = trainer
+    _add_learning_rate(data)
     hyperopt = section(data, "hyperopt")
     if section(hyperopt, "parameters"):
         spaces = {name: _space(space) for name, space in hyperopt["parameters"].items()}
@@ -72,6 +73,15 @@ def _add_default_quantization(data: dict[str, Any]) -> None:
             raise ConfigValidationError(
                 "quantization: null, but this adapter type is for a quantised base; use adapter type `lora` instead"
             )
+
+
+def _add_learning_rate(data: dict[str, Any]) -> None:
+    """Give a trainer without a learning rate that of the adapter type: what suits LoRA is far off for others."""
+    cls = adapter_class(data.get("adapter"))
+    rate = getattr(cls, "learning_rate", None)
+    trainer = section(data, "trainer")
+    if rate is not None and trainer.get("type") == "finetune" and trainer.get("learning_rate") is None:
+        data["trainer"] = {**trainer, "learning_rate": rate}
 
 
 def _space(space: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ludwig_peft_plugin.config.adapter_types import adapter_class, merge_problem
+from ludwig_peft_plugin.config.adapters_section import several_problems
+from ludwig_peft_plugin.config.hyperopt import hyperopt_problems
 from ludwig_peft_plugin.config.no_effect import no_effect_problems
 from ludwig_peft_plugin.config.problems import Problem
 from ludwig_peft_plugin.config.quantization_rules import quantization_problems
@@ -63,6 +65,24 @@ def _merge(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("adapter.postprocessor.merge_adapter_into_base_model", text)
 
 
+def _full(config: dict[str, Any]) -> Iterator[Problem]:
+    adapter = config.get("adapter")
+    if not getattr(adapter_class(adapter), "trains_base", False):
+        return
+    compute = adapter.get("compute", "auto") if isinstance(adapter, dict) else "auto"
+    name, precision = adapter_name(adapter), config.get("precision", "auto")
+    if precision in ("bfloat16", "float16"):
+        yield Problem(
+            "precision",
+            f"`{precision}` weights are too coarse to take small updates, so adapter `{name}` keeps them in float32; "
+            "remove it (adapter.compute: bfloat16 has the products made in bfloat16)",
+        )
+    elif precision == "float32" and compute == "bfloat16":
+        yield Problem("precision", "`float32` contradicts adapter.compute: bfloat16; keep one")
+    if section(config, "trainer").get("use_mixed_precision") is True:
+        yield Problem("trainer.use_mixed_precision", f"is not read beside adapter `{name}`; give adapter.compute")
+
+
 def _export(config: dict[str, Any]) -> Iterator[Problem]:
     exports = config.get("export")
     if not isinstance(exports, list) or not exports:
@@ -73,7 +93,7 @@ def _export(config: dict[str, Any]) -> Iterator[Problem]:
     cls = adapter_class(config.get("adapter"))
     for index, entry in enumerate(exports):
         form = entry.get("format") if isinstance(entry, dict) else entry
-        if form == "adapter" and not adapters(config):
+        if form == "adapter" and (not adapters(config) or getattr(cls, "trains_base", False)):
             yield Problem(f"export[{index}]", "there is no adapter to write; add an adapter section or export `merged`")
         if form == "merged" and cls and (text := merge_problem(cls, adapter_name(config["adapter"]))):
             yield Problem(f"export[{index}]", text)
@@ -92,4 +112,15 @@ def _data(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, "needs training_set; a single dataset is divided by preprocessing.split")
 
 
-RULES = (_base_model, _trainer, trainer_problems, _quantization, _merge, _export, _data)
+RULES = (
+    _base_model,
+    _trainer,
+    trainer_problems,
+    several_problems,
+    _quantization,
+    _full,
+    _merge,
+    _export,
+    _data,
+    hyperopt_problems,
+)

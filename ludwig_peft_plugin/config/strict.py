@@ -14,7 +14,7 @@ from ludwig_peft_plugin.config.no_effect import unused_options
 from ludwig_peft_plugin.config.problems import Problem, report
 from ludwig_peft_plugin.config.rules import rule_problems
 from ludwig_peft_plugin.config.sections import Choice, Free, ListOf, MapOf, Option, Section, Shape, options
-from ludwig_peft_plugin.config.suggest import closest, hint
+from ludwig_peft_plugin.config.suggest import closest, hint, renamed
 
 # Where an option given at the wrong level is looked for, in this order.
 HOMES = ("trainer", "adapter", "generation", "preprocessing", "prompt", "quantization", "model_parameters")
@@ -42,6 +42,13 @@ def find_problems(config: dict[str, Any]) -> list[Problem]:
     problems = list(walk.section(config, Section(LLMConfig), ""))
     problems += rule_problems(config)
     return list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
+
+
+def section_problems(config: dict[str, Any], adapter: Any, path: str) -> list[Problem]:
+    """Return what is wrong with an adapter section at `path` of a config of any model type, keys and values alone."""
+    from ludwig_peft_plugin.config.llm_config import LLMConfig
+
+    return list(_Walk(config).value(adapter, options(LLMConfig)["adapter"].shape, path))
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class _Walk:
             others = [
                 f"`{other}`" for other, cls in shape.types().items() if key in options(cls).keys() - unused_options(cls)
             ]
-            if others:
+            if others and renamed(key, fields) is None:
                 return Problem(path, f"is an option of {shape.key} {', '.join(others[:5])}, not of `{name}`")
             unused = unused_options(shape.resolve(name))
             fields = {other: option for other, option in fields.items() if other not in unused}

@@ -45,6 +45,12 @@ def closest(word: str, candidates: Iterable[str]) -> str | None:
     return by_letters[near[0]] if near else None
 
 
+def renamed(word: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate that other tools call `word`, None when there is none."""
+    synonym = SYNONYMS.get(_normal(word))
+    return synonym if synonym in set(candidates) else None
+
+
 def hint(word: str, candidates: Iterable[str]) -> str:
     """Return `did you mean ...?`, or the names there are when none is near."""
     names = [str(name) for name in candidates]

@@ -52,6 +52,7 @@ class MicroBatch:
         target_rows: which of the B sequences each target belongs to, shape (M,), int64, ascending.
         tokens: tokens of the dataset's rows, filler left out.
         room: what the run's largest micro-batch needs, where that is known.
+        task_ids: which task each row belongs to, shape (B,), int64; None where the data name none.
     """
 
     rows: np.ndarray
@@ -64,6 +65,7 @@ class MicroBatch:
     target_rows: Tensor
     tokens: int
     room: Room | None = None
+    task_ids: Tensor | None = None
 
     @property
     def target_tokens(self) -> int:
@@ -138,7 +140,13 @@ def collate(
         target_rows=torch.from_numpy(owners),
         tokens=tokens,
         room=room,
+        task_ids=_task_ids(dataset, rows),
     )
+
+
+def _task_ids(dataset: TokenDataset, rows: np.ndarray) -> Tensor | None:
+    tasks = getattr(dataset, "tasks", None)
+    return None if tasks is None else torch.from_numpy(np.asarray(tasks)[rows].astype(np.int64))
 
 
 def _filler(missing: int, longest: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from ludwig_peft_plugin.data.lengths import LengthLimits, LengthReport, fit_prom
 from ludwig_peft_plugin.data.missing import missing_text
 from ludwig_peft_plugin.data.prompts import PlainPrompt, PromptTemplate
 from ludwig_peft_plugin.data.ragged import Ragged
+from ludwig_peft_plugin.data.tasks import TaskColumn
 from ludwig_peft_plugin.data.token_dataset import TokenDataset
 from ludwig_peft_plugin.data.token_rows import TokenRows, TokenRowsWriter
 from ludwig_peft_plugin.data.tokens import AutomaticTokens, encode_prompts, encode_targets
@@ -39,6 +40,7 @@ class TokenSettings:
         output_feature: the config's output feature.
         limits: how long rows may be.
         new_tokens: how many tokens prediction may add to a prompt.
+        tasks: where a row's task is found, for adapters with tasks.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +48,7 @@ class TokenSettings:
     output_feature: dict[str, Any]
     limits: LengthLimits
     new_tokens: int
+    tasks: TaskColumn | None = None
 
     def dataset(self, rows: TokenRows) -> TokenDataset:
         """Return rows as the dataset that the model trains on or predicts from."""
@@ -60,6 +63,7 @@ class TokenSettings:
             has_targets=rows.targets is not None,
             pad_id=self.tokenizer.pad_token_id,
             proc_columns={feature["name"]: feature.get("proc_column") or feature["name"] for feature in features},
+            tasks=rows.tasks,
         )
 
 
@@ -82,7 +86,13 @@ class RowTokenizer:
         return len(self._encode_prompts([self.prompt.fixed_text])[0]) if self.prompt.fixed_text else 0
 
     def with_targets(
-        self, frame: pd.DataFrame, places: np.ndarray, column: str, split: str, progress: Callable[[int], None]
+        self,
+        frame: pd.DataFrame,
+        places: np.ndarray,
+        column: str,
+        split: str,
+        progress: Callable[[int], None],
+        remaining: list[np.ndarray] | None = None,
     ) -> tuple[TokenRows, LengthReport]:
         """Return rows with targets, those that are too long treated as the config asks, and what that took.
 
@@ -92,18 +102,21 @@ class RowTokenizer:
             column: the target's column.
             split: what the rows are called in messages.
             progress: called with the number of rows done since the last call.
+            remaining: gets the places of the rows that stay, a chunk at a time.
 
         Raises:
             DataError: rows are too long and the config says that is an error, or there is no room for the tokens.
         """
         limits, writer, report = self.settings.limits, TokenRowsWriter(targets=True, folder=self.folder), LengthReport()
-        for rows in _chunks(frame, places):
-            prompts, targets = self._prompts(rows), self._targets(rows[column])
+        for number, rows in enumerate(_chunks(frame, places)):
+            prompts, targets, tasks = self._prompts(rows), self._targets(rows[column]), self._tasks(rows)
             encoded = self._encode_prompts(prompts), encode_targets(self.settings.tokenizer, targets)
             tokens, prompt_lengths, kept = fit_rows(*encoded, limits, report)
+            if remaining is not None:
+                remaining.append(places[number * CHUNK : number * CHUNK + len(rows)][kept])
             if len(kept) < len(rows):
                 prompts, targets = [prompts[row] for row in kept], [targets[row] for row in kept]
-            writer.add(tokens, prompt_lengths, prompts, targets)
+            writer.add(tokens, prompt_lengths, prompts, targets, None if tasks is None else tasks[kept])
             progress(len(rows))
         report.say(split, limits)
         return writer.finish(), report
@@ -117,7 +130,7 @@ class RowTokenizer:
         for rows in _chunks(frame, np.arange(len(frame))):
             prompts = self._prompts(rows)
             tokens = fit_prompts(self._encode_prompts(prompts), len(self._automatic.before), limit, limits, report)
-            writer.add(tokens, tokens.lengths, prompts)
+            writer.add(tokens, tokens.lengths, prompts, tasks=self._tasks(rows))
             progress(len(rows))
         report.say_prompts(split, limit, limits)
         return writer.finish()
@@ -132,6 +145,9 @@ class RowTokenizer:
 
     def _prompts(self, rows: pd.DataFrame) -> list[str]:
         return _clean(self.prompt.render(rows, self._missing), self.settings.input_feature)
+
+    def _tasks(self, rows: pd.DataFrame) -> np.ndarray | None:
+        return None if self.settings.tasks is None else self.settings.tasks.numbers(rows)
 
     def _targets(self, column: pd.Series) -> list[str]:
         return _clean(cells.texts(column), self.settings.output_feature)

@@ -19,6 +19,7 @@ from ludwig_peft_plugin.data.lengths import LengthLimits
 from ludwig_peft_plugin.data.prompts import prompt_section
 from ludwig_peft_plugin.data.reading import format_of
 from ludwig_peft_plugin.data.sources import DataSources, load_frames
+from ludwig_peft_plugin.data.tasks import TaskColumn
 from ludwig_peft_plugin.data.token_cache import FORMAT
 from ludwig_peft_plugin.data.yaml_paths import DATASET_OPTIONS, is_uri, resolve_local
 
@@ -97,6 +98,7 @@ def token_key(
     preprocessing: dict[str, Any],
     limits: LengthLimits,
     seed: int,
+    tasks: TaskColumn | None = None,
 ) -> str | None:
     """Return the hash of everything that the tokens of a run depend on, None where the tokenizer has none.
 
@@ -107,6 +109,7 @@ def token_key(
         preprocessing: its preprocessing section, merged with Ludwig's defaults.
         limits: how long rows may be.
         seed: for sampling and splitting.
+        tasks: the column of the rows' tasks, if there are tasks.
     """
     identity = tokenizer_fingerprint(tokenizer)
     if identity is None:
@@ -123,6 +126,7 @@ def token_key(
         "format": FORMAT,
         "versions": {library: metadata.version(library) for library in _LIBRARIES},
         "plugin": ludwig_peft_plugin.__version__,
+        "tasks": None if tasks is None else asdict(tasks),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:32]
 

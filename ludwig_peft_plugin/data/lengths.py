@@ -211,6 +211,19 @@ def fit_prompts(prompts: Ragged, first: int, limit: int, limits: LengthLimits, r
     return join_rows(prompts.pieces(starts, head), prompts.pieces(starts + lengths - tail, tail))
 
 
+def context_for_rows(config: Any, context: int) -> int:
+    """Return how many tokens of a model's context are left for a row: virtual tokens of adapters take the first.
+
+    Args:
+        config: Ludwig's config object.
+        context: what the model was made for.
+    """
+    several = getattr(config, "adapters", None)
+    adapters = [getattr(config, "adapter", None), *(several.objects().values() if several is not None else ())]
+    taken = max(getattr(adapter, "context_tokens", 0) for adapter in adapters)
+    return max(1, context - taken)
+
+
 def _feature_limit(feature: dict[str, Any]) -> int | None:
     preprocessing = feature.get("preprocessing") or {}
     limit = preprocessing.get("sequence_length") or preprocessing.get("max_sequence_length")

@@ -18,15 +18,17 @@ from ludwig.constants import FULL, TEST, TRAINING, VALIDATION
 from ludwig.data.dataset.base import Dataset
 from ludwig.utils.defaults import default_random_seed
 
+from ludwig_peft_plugin.adapters.several.rows import adapter_column, adapters_of_rows
 from ludwig_peft_plugin.data import retrieval
 from ludwig_peft_plugin.data.build import RowTokenizer, TokenSettings
 from ludwig_peft_plugin.data.fingerprints import source_fingerprints, token_key
-from ludwig_peft_plugin.data.lengths import LengthLimits
+from ludwig_peft_plugin.data.lengths import LengthLimits, context_for_rows
 from ludwig_peft_plugin.data.metadata import OWN_KEY, feature_metadata, random_seed_of, retrieval_index_of
 from ludwig_peft_plugin.data.progress import RowProgress
 from ludwig_peft_plugin.data.prompts import PlainPrompt, prompt_of
 from ludwig_peft_plugin.data.rows import Rows
 from ludwig_peft_plugin.data.sources import DataSources, choose_sources
+from ludwig_peft_plugin.data.tasks import TaskColumn
 from ludwig_peft_plugin.data.token_cache import TokenCache
 from ludwig_peft_plugin.data.training_tokens import (
     find_sets,
@@ -116,7 +118,7 @@ def preprocess_for_training(
             rows.require_targets()
             rows.render_retrieved(retrieval_index_of(metadata))
             tokenizer = _tokenizer(section, rows, settings, None if key is None else cache.scratch_folder)
-            rows.drop_unusable(tokenizer.prompt.columns, for_split=True)
+            rows.drop_unusable(tokenizer.prompt.columns, for_split=True, kept=_task_columns(rows, settings))
             sets, index_name = tokenize_sets(rows, tokenizer, backend, callbacks or []), rows.index_name
         del rows, frames  # the text is in the sets
         if key is not None and cache.may_write:
@@ -183,8 +185,8 @@ def preprocess_for_prediction(
     sources = choose_sources(section, dataset, data_format=data_format)
     preprocessing = section.get("preprocessing") or {}
     settings = _settings(config, section)
-    frames = None
-    if split != FULL and include_outputs:
+    frames, named = None, adapter_column(section) is not None
+    if split != FULL and include_outputs and not named:
         # Tokens of training are used again; those of other rows are not kept, as in stock Ludwig.
         cache = token_cache(backend, skip_save=True)
         key, frames = _key(cache, section, preprocessing, sources, settings, seed)
@@ -196,7 +198,13 @@ def preprocess_for_prediction(
         rows.require_targets()
     rows.render_retrieved(retrieval_index_of(metadata))
     tokenizer = _tokenizer(section, rows, settings)
-    rows.drop_unusable(tokenizer.prompt.columns, for_split=split != FULL, for_targets=include_outputs)
+    adapters = adapters_of_rows(section, rows.frame, rows.source) if named else None
+    rows.drop_unusable(
+        tokenizer.prompt.columns,
+        for_split=split != FULL,
+        for_targets=include_outputs,
+        kept=_task_columns(rows, settings),
+    )
     frame = rows.frame if split == FULL else rows.frame.iloc[rows.split()[split]]
     if frame.empty:
         raise DataError(f"There are no {split} rows in {rows.source}: preprocessing.split puts none there.")
@@ -206,15 +214,20 @@ def preprocess_for_prediction(
     progress = RowProgress("Tokenizing", len(frame), backend, callbacks)
     if include_outputs:
         places = np.arange(len(frame))
-        built, report = tokenizer.with_targets(frame, places, rows.target_column, split, progress.advance)
+        remaining: list[np.ndarray] = []
+        built, report = tokenizer.with_targets(frame, places, rows.target_column, split, progress.advance, remaining)
         if not len(built):
             say_empty(split, report, settings.limits, required=True)
+        kept = np.concatenate(remaining)
     else:
-        built = tokenizer.prompts_only(frame, split, progress.advance)
+        built, kept = tokenizer.prompts_only(frame, split, progress.advance), np.arange(len(frame))
     progress.close()
     for callback in callbacks or []:
         callback.on_build_data_end(frame, "prediction")
-    return settings.dataset(built), metadata
+    result = settings.dataset(built)
+    if adapters is not None:
+        result.adapters = adapters.loc[frame.index[kept]].tolist()
+    return result, metadata
 
 
 def _settings(config: Any, section: dict[str, Any]) -> TokenSettings:
@@ -224,9 +237,15 @@ def _settings(config: Any, section: dict[str, Any]) -> TokenSettings:
         tokenizer=load_tokenizer(config.base_model, config.trust_remote_code),
         input_feature=section["input_features"][0],
         output_feature=section["output_features"][0],
-        limits=LengthLimits.of(section, context_length(load_model_config(config))),
+        limits=LengthLimits.of(section, context_for_rows(config, context_length(load_model_config(config)))),
         new_tokens=generation.get("max_new_tokens") or 0,
+        tasks=TaskColumn.of(getattr(config, "adapter", None)),
     )
+
+
+def _task_columns(rows: Rows, settings: TokenSettings) -> list[str]:
+    """Return the column of the rows' tasks, if there are tasks; a dataset without it is refused."""
+    return [] if settings.tasks is None else [settings.tasks.found(rows.frame.columns, rows.source)]
 
 
 def _tokenizer(section: dict[str, Any], rows: Rows, settings: TokenSettings, folder: str | None = None) -> RowTokenizer:
@@ -255,7 +274,8 @@ def _key(
     if not cache.is_useful or retrieval.uses_retrieval(section):
         return None, None
     data, frames = source_fingerprints(sources)
-    return token_key(data, settings.tokenizer, section, preprocessing, settings.limits, seed), frames
+    key = token_key(data, settings.tokenizer, section, preprocessing, settings.limits, seed, settings.tasks)
+    return key, frames
 
 
 def _for_ludwig(config: Any, **given: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -92,11 +93,14 @@ class Rows:
             self._config, self.frame, column, index_name, outputs=self.has_targets
         )
 
-    def drop_unusable(self, prompt_columns: list[str], *, for_split: bool, for_targets: bool = True) -> None:
+    def drop_unusable(
+        self, prompt_columns: list[str], *, for_split: bool, for_targets: bool = True, kept: Iterable[str] = ()
+    ) -> None:
         """Keep the columns that are used and the rows that can be, counting and logging the others.
 
         Args:
             prompt_columns: what the prompt is made of.
+            kept: further columns that are kept, as they are.
             for_split: whether the rows are split afterwards; then exactly those go that go before a training split.
             for_targets: whether rows need a target.
 
@@ -106,7 +110,7 @@ class Rows:
         may_drop = for_split or for_targets
         split = self._split_columns() if for_split else []
         targets = [self.target_column] if may_drop and self.has_targets else []
-        frame = self.frame[list(dict.fromkeys([*prompt_columns, *targets, *split]))]
+        frame = self.frame[list(dict.fromkeys([*prompt_columns, *targets, *split, *kept]))]
         frame = frame.assign(**{name: restore_integers(frame[name]) for name in [*prompt_columns, *targets]})
         frame = fill_inputs(frame, prompt_columns, self._input_feature, may_drop=may_drop)
         if targets:

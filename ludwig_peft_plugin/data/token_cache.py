@@ -26,7 +26,7 @@ from ludwig_peft_plugin.data.token_rows import SCHEMA, TokenRows
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _FORMAT_KEY, _SETS_KEY = b"ludwig_peft_plugin.format", b"ludwig_peft_plugin.sets"
 _NAME = re.compile(r"tokens-[0-9a-f]{32}-[0-9a-f]{8}\.arrow")
 _PART = ".part"

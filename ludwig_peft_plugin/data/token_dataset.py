@@ -26,6 +26,8 @@ class TokenDataset(Dataset):
         has_targets: whether rows hold targets.
         pad_id: the token batches are filled up with; it is masked wherever it stands for padding.
         proc_columns: Ludwig's processed-column name of each column of `frame`.
+        adapters: the adapter that answers each row, None for the active one; None where rows name none.
+        tasks: the task of each row, shape (n,), int32; None where the adapter knows none.
     """
 
     # Attributes of Ludwig's own datasets: a file in Ludwig's format, which these have none of.
@@ -41,6 +43,7 @@ class TokenDataset(Dataset):
         has_targets: bool,
         pad_id: int = 0,
         proc_columns: dict[str, str] | None = None,
+        tasks: np.ndarray | None = None,
     ) -> None:
         if not len(input_ids) == len(prompt_lengths) == len(frame):
             raise ValueError(f"{len(input_ids)} rows, {len(prompt_lengths)} prompt lengths and {len(frame)} texts")
@@ -50,6 +53,8 @@ class TokenDataset(Dataset):
         self.has_targets = has_targets
         self.pad_id = pad_id
         self.proc_columns = proc_columns or {}
+        self.adapters: list[str | None] | None = None
+        self.tasks = tasks
 
     def __len__(self) -> int:
         return len(self.input_ids)

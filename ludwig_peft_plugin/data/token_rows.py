@@ -16,9 +16,11 @@ SCHEMA = pa.schema(
         pa.field("prompt_length", pa.int32(), nullable=False),
         pa.field("prompt", pa.large_string(), nullable=False),
         pa.field("target", pa.large_string(), nullable=False),
+        pa.field("task", pa.int32()),
     ]
 )
-"""Of rows with targets; `tokens` are prompt, target and eos, of which `prompt_length` are the prompt's."""
+"""Of rows with targets; `tokens` are prompt, target and eos, of which `prompt_length` are the prompt's; `task` is null
+where there are no tasks."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class TokenRows:
         prompt_lengths: how many of each row are prompt, shape (n,), int32.
         prompts: the rendered prompts.
         targets: the answers; None for rows without targets.
+        tasks: the number of each row's task, shape (n,), int32; None without tasks.
     """
 
     tokens: Ragged
     prompt_lengths: np.ndarray
     prompts: pa.LargeStringArray
     targets: pa.LargeStringArray | None
+    tasks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -53,7 +57,8 @@ class TokenRows:
             children=[values],
         )
         lengths = pa.Array.from_buffers(pa.int32(), len(self), [None, pa.py_buffer(self.prompt_lengths)], null_count=0)
-        return pa.record_batch([tokens, lengths, self.prompts, self.targets], schema=SCHEMA)
+        tasks = pa.nulls(len(self), pa.int32()) if self.tasks is None else pa.array(self.tasks, pa.int32())
+        return pa.record_batch([tokens, lengths, self.prompts, self.targets, tasks], schema=SCHEMA)
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch) -> TokenRows:
@@ -62,7 +67,14 @@ class TokenRows:
             return TokenRowsWriter(targets=True).finish()
         tokens = batch.column("tokens")
         ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy())
-        return cls(ragged, batch.column("prompt_length").to_numpy(), batch.column("prompt"), batch.column("target"))
+        tasks = batch.column("task")
+        return cls(
+            ragged,
+            batch.column("prompt_length").to_numpy(),
+            batch.column("prompt"),
+            batch.column("target"),
+            None if tasks.null_count else tasks.to_numpy(),
+        )
 
 
 class TokenRowsWriter:
@@ -79,11 +91,17 @@ class TokenRowsWriter:
         self._prompt_lengths = Spool(np.int32, folder)
         self._prompts = TextSpool(folder)
         self._targets = TextSpool(folder) if targets else None
+        self._tasks: list[np.ndarray] = []
 
     def add(
-        self, tokens: Ragged, prompt_lengths: np.ndarray, prompts: list[str], targets: list[str] | None = None
+        self,
+        tokens: Ragged,
+        prompt_lengths: np.ndarray,
+        prompts: list[str],
+        targets: list[str] | None = None,
+        tasks: np.ndarray | None = None,
     ) -> None:
-        """Add rows: their tokens, how many of each are prompt, and their texts.
+        """Add rows: their tokens, how many of each are prompt, their texts and, where there are tasks, theirs.
 
         Raises:
             DataError: the folder has no room.
@@ -95,6 +113,8 @@ class TokenRowsWriter:
         if self._targets is not None:
             assert targets is not None
             self._targets.append(targets)
+        if tasks is not None:
+            self._tasks.append(tasks)
 
     def finish(self) -> TokenRows:
         """Return all rows."""
@@ -103,4 +123,5 @@ class TokenRowsWriter:
             self._prompt_lengths.finish(),
             self._prompts.finish(),
             None if self._targets is None else self._targets.finish(),
+            np.concatenate(self._tasks) if self._tasks else None,
         )

@@ -119,6 +119,7 @@ def rotated_attention(
 def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float, window: int | None) -> Tensor:
     """Attend where all sequences are equally long: they are a batch as they lie, for the fastest kernel there is."""
     mask = None if window is None or window >= length else _window_mask(length, window, query.device)
+    key, value = own_heads(query, key, value)
 
     def rows(tensor: Tensor) -> Tensor:
         return tensor.view(-1, length, *tensor.shape[1:]).transpose(1, 2)  # (S, heads, L, d)
@@ -156,6 +157,7 @@ def _padded_attention(
         laid_out = tensor.new_zeros((shape[0] * shape[1], *tensor.shape[1:])).index_copy(0, place, tensor)
         return laid_out.view(*shape, *tensor.shape[1:]).transpose(1, 2)  # (S, heads, L, d)
 
+    key, value = own_heads(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     mask = None if window is None or window >= max_length else _window_mask(max_length, window, query.device)
     output = F.scaled_dot_product_attention(
@@ -168,6 +170,23 @@ def _padded_attention(
         enable_gqa=grouped,
     )
     return output.transpose(1, 2).reshape(shape[0] * shape[1], *query.shape[1:])[place]
+
+
+def own_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values, shape (T, kv_heads, d), with a head for each of the queries' where it saves memory.
+
+    On a GPU, only 16-bit attention has a kernel in which query heads share keys. In float32 PyTorch would turn to its
+    plain formula, which keeps scores of L x L for every head; with heads of their own there is a kernel that does not.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1 or not needs_own_heads(query):
+        return key, value
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+
+
+def needs_own_heads(query: Tensor) -> bool:
+    """Return whether these queries, shape (T, heads, d), have a fast kernel only with keys for each head."""
+    return query.is_cuda and query.dtype not in (torch.bfloat16, torch.float16)
 
 
 def padded_places(cu_seqlens: Tensor, max_length: int, tokens: int) -> Tensor:
@@ -214,7 +233,8 @@ def attention_for_transformers(
     if len(k) != len(q):
         from ludwig_peft_plugin.engine.prefix_attention import prefixed_attention
 
-        assert cu_seq_lens_k is not None and max_length_k is not None
+        assert cu_seq_lens_k is not None
+        assert max_length_k is not None
         boundaries = (cu_seq_lens_q, cu_seq_lens_k, (max_length_q, max_length_k))
         return prefixed_attention(q, k, v, *boundaries, scale, others.get("sliding_window"))[None], None
     output = varlen_attention(q, k, v, cu_seq_lens_q, max_length_q, scale, others.get("sliding_window"))

@@ -13,6 +13,7 @@ from ludwig_peft_plugin.engine.attention import flat_row, padded_places, support
 from ludwig_peft_plugin.engine.dropout import draw_seed
 from ludwig_peft_plugin.engine.graphs import graphed_states
 from ludwig_peft_plugin.engine.install import prepare, refresh_adapters
+from ludwig_peft_plugin.engine.virtual_tokens import ModelInput, VirtualTokens, readable_caches, virtual_tokens
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Options of transformers' configs by which logits are more than hidden states times the output matrix."""
@@ -44,13 +45,19 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
         raise TypeError(f"{type(base).__name__} keeps no backbone apart from its output layer")
     if base.training:
         draw_seed(batch.input_ids.device)
+    virtual = virtual_tokens(model, batch.task_ids)
+    if virtual is not None:
+        with readable_caches(base, virtual):
+            given = _with_virtual_tokens(base, batch, virtual)
+            states: Tensor = backbone(**given.arguments).last_hidden_state
+            return states.flatten(0, 1)[given.places]
     if supports_padding_free(base):
         prepare(base)
         graphed = graphed_states(base, backbone, batch)
         if graphed is not None:
             return graphed
         refresh_adapters(base)
-        states: Tensor = backbone(**_flat(batch)).last_hidden_state
+        states = backbone(**_flat(batch)).last_hidden_state
         return states[0]
     places = padded_places(batch.cu_seqlens, batch.max_length, len(batch.input_ids))
     states = backbone(input_ids=_rows(batch, places), use_cache=False).last_hidden_state
@@ -62,20 +69,38 @@ def target_logits(model: Any, batch: MicroBatch) -> Tensor:
     base = unwrapped(model)
     if base.training:
         draw_seed(batch.input_ids.device)
+    virtual = virtual_tokens(model, batch.task_ids)
+    if virtual is not None:
+        with readable_caches(base, virtual):
+            given = _with_virtual_tokens(base, batch, virtual)
+            return _logits_at(base, given.arguments, given.places[batch.target_positions], given.row_length)
     if supports_padding_free(base) and _keeps_logits(base):
         prepare(base)
         refresh_adapters(base)
         logits: Tensor = base(**_flat(batch), logits_to_keep=batch.target_positions).logits
         return logits[0]
     places = padded_places(batch.cu_seqlens, batch.max_length, len(batch.input_ids))
-    wanted = places[batch.target_positions]
-    rows = _rows(batch, places)
+    rows = {"input_ids": _rows(batch, places), "use_cache": False}
+    return _logits_at(base, rows, places[batch.target_positions], batch.max_length)
+
+
+def _logits_at(base: Any, arguments: dict[str, Any], wanted: Tensor, row_length: int) -> Tensor:
+    """Return the logits at places of the flattened output, shape (M, V), making few others where the model can."""
     if not _keeps_logits(base):
-        logits = base(input_ids=rows, use_cache=False).logits
+        logits: Tensor = base(**arguments).logits
         return logits.flatten(0, 1)[wanted]
-    columns, place = torch.unique(wanted % batch.max_length, return_inverse=True)
-    logits = base(input_ids=rows, use_cache=False, logits_to_keep=columns).logits
-    return logits[wanted // batch.max_length, place]
+    columns, place = torch.unique(wanted % row_length, return_inverse=True)
+    logits = base(**arguments, logits_to_keep=columns).logits
+    return logits[wanted // row_length, place]
+
+
+def _with_virtual_tokens(base: Any, batch: MicroBatch, virtual: VirtualTokens) -> ModelInput:
+    """Return the input of a model with a soft prompt, which runs without CUDA graphs: they know token ids alone."""
+    if not supports_padding_free(base):
+        return virtual.padded(base, batch)
+    prepare(base)
+    refresh_adapters(base)
+    return virtual.flat(base, batch)
 
 
 def unwrapped(model: Any) -> Any:

@@ -55,6 +55,7 @@ class BatchShape:
             target_positions=empty(self.targets),
             target_rows=empty(self.targets),
             tokens=self.tokens,
+            task_ids=empty(self.sequences),
         )
 
 

@@ -58,6 +58,10 @@ def _has_varlen_kernel(query: Tensor) -> bool:
     return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
 
 
+def _needs_own_heads(query: Tensor) -> bool:
+    return query.dtype not in (torch.bfloat16, torch.float16)
+
+
 def _yes(*_: Any) -> bool:
     return True
 
@@ -67,7 +71,10 @@ def _no(*_: Any) -> bool:
 
 
 _ANSWERS: dict[str, Functions] = {
-    "ludwig_peft_plugin.engine.attention": {"has_varlen_kernel": _has_varlen_kernel},
+    "ludwig_peft_plugin.engine.attention": {
+        "has_varlen_kernel": _has_varlen_kernel,
+        "needs_own_heads": _needs_own_heads,
+    },
     # A recorded graph holds what the passes it was recorded from held.
     "ludwig_peft_plugin.engine.graphs": {"can_be_graphed": _no},
     "ludwig_peft_plugin.model.float8": {"has_float8_units": _yes},
@@ -115,7 +122,12 @@ class _FlashAttention(torch.autograd.Function):
         return result
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+_plain_attention = F.scaled_dot_product_attention
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
+    if key.shape[1] != query.shape[1] and _needs_own_heads(query):  # no kernel: PyTorch's formula, with its scores
+        return _plain_attention(query, key, value, *others, **named)
     output: Tensor = _FlashAttention.apply(query, key, value)
     return output
 

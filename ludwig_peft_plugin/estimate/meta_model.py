@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from ludwig_peft_plugin.adapters.lora_options import LoraOptions
+from ludwig_peft_plugin.adapters.soft_prompts import SoftPrompt
 from ludwig_peft_plugin.engine.checkpoint import install
 from ludwig_peft_plugin.engine.embeddings import offload_embedding
 from ludwig_peft_plugin.engine.forward import unwrapped
@@ -117,6 +118,8 @@ def with_plain_start(config_obj: Any) -> Any:
     if isinstance(adapter, LoraOptions) and adapter.init_lora_weights not in SAME_SIZE:
         adapter.init_lora_weights = "default"
         adapter.eva_config = adapter.corda_config = adapter.loftq_config = adapter.lora_ga_config = None
+    if isinstance(adapter, SoftPrompt):
+        adapter.start_plainly()
     if getattr(adapter, "ephemeral_gpu_offload", False):
         adapter.ephemeral_gpu_offload = False
     return config_obj

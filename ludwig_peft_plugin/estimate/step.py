@@ -104,8 +104,12 @@ def _graph_bytes(llm: MetaLLM, shape: BatchShape) -> int:
 
 def _autocast(llm: MetaLLM) -> torch.dtype | None:
     """Return the dtype of mixed precision, which is for weights kept in float32."""
-    mixed = llm.config_obj.trainer.use_mixed_precision and gpu_precision(llm.config_obj) == torch.float32
-    return torch.bfloat16 if mixed else None
+    config = llm.config_obj
+    if getattr(config.adapter, "trains_base", False):
+        mixed = config.adapter.compute == "bfloat16" or (config.adapter.compute, config.precision) == ("auto", "auto")
+    else:
+        mixed = config.trainer.use_mixed_precision
+    return torch.bfloat16 if mixed and gpu_precision(config) == torch.float32 else None
 
 
 @contextmanager

@@ -159,7 +159,14 @@ def _precision(config_obj: Any) -> Iterator[Change]:
             config.adapter = AdapterSelection().resolve({"type": "lora"})
 
         yield _configured("adapter", "adapter: {type: lora}", "trains an adapter instead of the whole model", adapt)
-    if config_obj.precision == "float32":
+    full = getattr(config_obj.adapter, "trains_base", False)
+    if full and config_obj.adapter.compute == "float32":
+
+        def mix(config: Any) -> None:
+            config.adapter.compute, config.precision = "bfloat16", "auto"
+
+        yield _configured("precision", "adapter.compute: bfloat16", "products have fewer digits", mix)
+    if config_obj.precision == "float32" and not full:
 
         def halve(config: Any) -> None:
             config.precision = "bfloat16"

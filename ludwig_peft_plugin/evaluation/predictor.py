@@ -16,6 +16,7 @@ from ludwig.globals import is_progressbar_disabled
 from ludwig.models.predictor import BasePredictor, LlmPredictor
 from ludwig.progress_bar import LudwigProgressBar
 
+from ludwig_peft_plugin.adapters.several.mixed import generate_by_adapter, groups, using
 from ludwig_peft_plugin.data.batches import token_batches
 from ludwig_peft_plugin.decoding.memory import pass_tokens
 from ludwig_peft_plugin.engine.forward import unwrapped
@@ -93,11 +94,13 @@ class PeftPredictor(BasePredictor):
         device = self.model.curr_device
         # Losses are summed over target tokens: batches may be as large as the memory allows, whatever the training's.
         tokens = pass_tokens(unwrapped(self.model.model), device)
-        by_length = rows[np.argsort(-dataset.input_ids.lengths[rows], kind="stable")]
         with self._evaluating(), torch.no_grad(), self._progress(_name("Evaluation", dataset_name), len(rows)) as bar:
-            for batch in token_batches(dataset, by_length, tokens):
-                metrics.update(self.model(batch.to(device)))
-                bar(len(batch.rows))
+            for adapter, group in groups(dataset.adapters, rows):
+                by_length = group[np.argsort(-dataset.input_ids.lengths[group], kind="stable")]
+                with using(self.model, adapter):
+                    for batch in token_batches(dataset, by_length, tokens):
+                        metrics.update(self.model(batch.to(device)))
+                        bar(len(batch.rows))
         return metrics.compute(getattr(self.model.config_obj.trainer, "validation_metric", None))
 
     def scores(
@@ -146,7 +149,12 @@ class PeftPredictor(BasePredictor):
         """Return an answer for each of the given rows' prompts; how many are made at once is up to the memory."""
         prompts = [dataset.input_ids[int(row)][: int(dataset.prompt_lengths[row])] for row in rows]
         with self._evaluating(), self._progress(_name("Prediction", dataset_name), len(rows)) as bar:
-            return generate_answers(self.model.model, prompts, config, device=self.model.curr_device, progress=bar)
+            device = self.model.curr_device
+            if dataset.adapters is not None:
+                names = [dataset.adapters[row] for row in rows]
+                return generate_by_adapter(self.model.model, prompts, names, config, device=device, progress=bar)
+            tasks = None if dataset.tasks is None else np.asarray(dataset.tasks)[rows]
+            return generate_answers(self.model.model, prompts, config, device=device, progress=bar, tasks=tasks)
 
     def texts(self, answers: Sequence[Answer]) -> list[str]:
         """Return answers as texts."""

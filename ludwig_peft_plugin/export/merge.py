@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ludwig_peft_plugin.adapters.quantized_view import PlainView
 from ludwig_peft_plugin.errors import ExportError
 from ludwig_peft_plugin.model.dequantize import plain_parameters
 
@@ -61,6 +62,7 @@ def merged_copy(
         ExportError: the adapter cannot be expressed in the base's weights, or a merged weight is not finite in `dtype`.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    _check_mergeable(model)
     merged = plain_copy(base, dtype)
     if isinstance(model, PeftModel):
         with torch.random.fork_rng(devices=[]):  # PEFT draws initial weights, which are overwritten
@@ -109,6 +111,8 @@ def _modules_under_adapter(module: nn.Module, name: str = "") -> Iterator[tuple[
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
     yield name, module
+    if isinstance(module, PlainView):
+        return  # stands for the quantised layer behind it
     for child_name, child in module.named_children():
         yield from _modules_under_adapter(child, f"{name}.{child_name}".lstrip("."))
 
@@ -148,6 +152,17 @@ def _merge_adapters(
     return merged
 
 
+def _check_mergeable(model: PreTrainedModel | PeftModel) -> None:
+    """Raise if an active adapter adds inputs to the model."""
+    for name in model.active_adapters if isinstance(model, PeftModel) else ():
+        config = model.peft_config[name]
+        if config.is_prompt_learning or config.is_adaption_prompt:
+            raise ExportError(
+                f"export: format merged is impossible for the adapter type {config.peft_type.value.lower()}: it "
+                "adds inputs to the model instead of changing its weights. Use format: adapter."
+            )
+
+
 def _attach(model: PeftModel, plain: PreTrainedModel) -> PeftModel:
     """Return `plain` with adapters shaped as the active ones of `model`; their weights are still arbitrary."""
     attached: PeftModel | None = None
@@ -155,11 +170,6 @@ def _attach(model: PeftModel, plain: PreTrainedModel) -> PeftModel:
         warnings.simplefilter("ignore")  # PEFT said it all when the trained model was built
         for name in model.active_adapters:
             config = _shape_only(model.peft_config[name])
-            if config.is_prompt_learning or config.is_adaption_prompt:
-                raise ExportError(
-                    f"export: format merged is impossible for the adapter type {config.peft_type.value.lower()}: it "
-                    "adds inputs to the model instead of changing its weights. Use format: adapter."
-                )
             if attached is None:
                 attached = PeftModel(plain, config, adapter_name=name)
             else:

@@ -101,7 +101,9 @@ def _front_matter(base: str, config: Any, export_format: ExportFormat) -> str:
 
 
 def _method(config: Any) -> str:
-    adapter = getattr(config, "adapter", None)
+    adapter, several = getattr(config, "adapter", None), getattr(config, "adapters", None)
+    if several:
+        return ", ".join(f"{adapter.type} ({name})" for name, adapter in several.objects().items())
     return str(adapter.type) if adapter else "full fine-tuning"
 
 

@@ -18,12 +18,14 @@ class ExportOptions:
 
     `path` is relative to the run directory. `dtype` is that of the stored weights, None for the one the model was
     trained in. `tolerance` is the largest difference accepted (see `verify.py`), None for the dtype's default.
+    `adapter` is one of several adapters, None for what is active.
     """
 
     format: str
     path: str
     dtype: torch.dtype | None = None
     tolerance: float | None = None
+    adapter: str | None = None
 
     @classmethod
     def from_config(cls, entry: Any) -> ExportOptions:
@@ -38,7 +40,9 @@ class ExportOptions:
         tolerance = values.get("tolerance")
         if tolerance is not None and not tolerance >= 0:
             raise ExportError(f"export.tolerance: {tolerance} must not be negative.")
-        return cls(name, values.get("path") or f"exported/{name}", PRECISIONS.get(dtype), tolerance)
+        adapter = values.get("adapter")
+        path = values.get("path") or "/".join(part for part in ("exported", adapter, name) if part)
+        return cls(name, path, PRECISIONS.get(dtype), tolerance, adapter)
 
 
 @dataclass(frozen=True)

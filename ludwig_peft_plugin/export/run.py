@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from ludwig_peft_plugin import __version__
+from ludwig_peft_plugin.adapters.several.mixed import using
 from ludwig_peft_plugin.errors import ExportError
-from ludwig_peft_plugin.export import adapter, merged  # noqa: F401  (the built-in formats register themselves)
+from ludwig_peft_plugin.export import adapter, adapterhub, merged  # noqa: F401  (the built-in formats register themselves)
 from ludwig_peft_plugin.export.formats import ExportFormat, format_of, trained_dtype
 from ludwig_peft_plugin.export.model_card import write_model_card
+from ludwig_peft_plugin.export.named_adapters import check_choice, renew_merged
 from ludwig_peft_plugin.export.prompt_template import exported_prompt, set_chat_template, write_prompt_file
 from ludwig_peft_plugin.export.result import ExportOptions, ExportResult
 from ludwig_peft_plugin.export.summary import TrainingSummary
@@ -53,6 +55,7 @@ def check_exports(config_obj: Any) -> list[ExportOptions]:
     options = [ExportOptions.from_config(entry) for entry in getattr(config_obj, "export", None) or []]
     for entry in options:
         format_of(entry.format).check(config_obj)
+        check_choice(config_obj, entry)
     check_distinct([check_path(entry.path) for entry in options])
     return options
 
@@ -79,13 +82,14 @@ def export_all(
     directory = Path(run_directory)
     targets = [resolve_target(directory, check_path(entry.path)) for entry in options]
     tokens = prompt_tokens(llm, prompts)
-    trained = logits_of(llm.model, tokens)
+    renew_merged(llm)
     results: list[ExportResult] = []
     failures: list[ExportError] = []
     for entry, target in zip(options, targets, strict=True):
         logger.info("Exporting %s to %s", entry.format, target)
         try:
-            results.append(_export(llm, entry, target, summary, tokens, trained))
+            with using(llm, entry.adapter):
+                results.append(_export(llm, entry, target, summary, tokens))
         except ExportError as error:
             logger.error("%s", error)
             failures.append(error)
@@ -115,10 +119,10 @@ def _export(
     target: Path,
     summary: TrainingSummary,
     tokens: Sequence[torch.Tensor],
-    trained: Sequence[torch.Tensor],
 ) -> ExportResult:
-    """Make one export."""
+    """Make one export of the model with the adapter that is active."""
     started = time.perf_counter()
+    trained = logits_of(llm.model, tokens)
     export_format = format_of(options.format)
     with staged(target) as folder:
         written = export_format.write(llm, folder, options)

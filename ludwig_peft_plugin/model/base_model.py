@@ -95,8 +95,10 @@ def precision_dtype(config_obj: Any, device: torch.device) -> torch.dtype:
 
 
 def trains_base(config_obj: Any) -> bool:
-    """Return whether the base's own weights are trained (fine-tuning without an adapter)."""
-    return config_obj.trainer.type != "none" and not config_obj.adapter and not getattr(config_obj, "adapters", None)
+    """Return whether the base's own weights are trained (fine-tuning without an adapter, or with type `full`)."""
+    if config_obj.trainer.type == "none" or getattr(config_obj, "adapters", None):
+        return False
+    return not config_obj.adapter or bool(getattr(config_obj.adapter, "trains_base", False))
 
 
 def load_base_model(config_obj: Any, model_config: PretrainedConfig, device: torch.device) -> PreTrainedModel:

@@ -81,6 +81,7 @@ def generate_answers(
     batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
     streamer: Any = None,
+    tasks: np.ndarray | None = None,
 ) -> list[Answer]:
     """Return an answer for each prompt (token ids), in the order of `prompts`.
 
@@ -95,15 +96,15 @@ def generate_answers(
         batch_size: how many answers are generated at once at most; None leaves it to the free memory.
         progress: called with the number of answers that have become whole.
         streamer: transformers' streamer, which gets the tokens of a single prompt as they are made.
+        tasks: the number of each prompt's task, shape (n,), for adapters with tasks.
     """
     answers: list[Answer | None] = [None] * len(prompts)
     # An empty prompt still needs one token to continue from.
     filled = [np.asarray(p) if len(p) else np.array([config.eos_token_id[0]]) for p in prompts]
     choice = None if streamer is not None or not filled else slot_choice(model, config, device)
     if choice is None:
-        made = generate_padded(
-            model, filled, config, device=device, batch_size=batch_size, progress=progress, streamer=streamer
-        )
+        how = {"batch_size": batch_size, "progress": progress, "streamer": streamer, "tasks": tasks}
+        made = generate_padded(model, filled, config, device=device, **how)
         return [Answer(tokens, probabilities) for tokens, probabilities in made]
     seed = int(torch.randint(2**62, ())) if choice.sample else 0
     rows = [

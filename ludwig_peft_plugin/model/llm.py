@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from ludwig.models.base import BaseModel
 from ludwig.models.llm import LLM
 from ludwig.utils.torch_utils import get_torch_device
 
+from ludwig_peft_plugin.adapters.several.active import chosen_adapter
+from ludwig_peft_plugin.adapters.several.mixed import using
 from ludwig_peft_plugin.data.batches import MicroBatch
+from ludwig_peft_plugin.data.lengths import context_for_rows
 from ludwig_peft_plugin.errors import AdapterError
 from ludwig_peft_plugin.evaluation.metrics import TokenMetrics
 from ludwig_peft_plugin.model import base_model
@@ -62,7 +66,7 @@ class PeftLLM(LLM):
         self.curr_device = torch.device(_device or get_torch_device())
         with explained_out_of_memory(config_obj, "loading the base model"):
             self.model = base_model.load_base_model(config_obj, self.model_config, self.curr_device)
-        self.context_len = base_model.context_length(self.model_config)
+        self.context_len = context_for_rows(config_obj, base_model.context_length(self.model_config))
         limit = config_obj.preprocessing.global_max_sequence_length
         self.global_max_sequence_length = min(limit, self.context_len) if limit else self.context_len
         self.metrics = TokenMetrics()
@@ -81,12 +85,21 @@ class PeftLLM(LLM):
         self.max_new_tokens = self.generation.max_new_tokens
         self.max_input_length = max(1, self.context_len - (self.max_new_tokens or 0))
 
+    @contextmanager
+    def use_generation_config(self, generation_config_dict: dict[str, Any] | None = None) -> Iterator[None]:
+        """Change the generation settings for one prediction; `adapter` among them names the adapter that answers."""
+        settings = dict(generation_config_dict or {})
+        adapter = settings.pop("adapter", chosen_adapter())
+        with super().use_generation_config(settings or None), using(self, adapter):
+            yield
+
     # ---- training ---------------------------------------------------------------------------------------------
 
     @property
     def awaits_data(self) -> bool:
         """Whether the adapter still has to be attached because its initialisation reads training rows."""
-        return not self._adapter_initialized and bool(getattr(self.config_obj.adapter, "needs_data", False))
+        chosen = self.config_obj.adapter or self.config_obj.adapters
+        return not self._adapter_initialized and bool(getattr(chosen, "needs_data", False))
 
     def initialize_adapter(self, batches: Batches | None = None) -> None:
         """Attach the configured adapter (or adapters) once.
@@ -114,10 +127,9 @@ class PeftLLM(LLM):
                     raise AdapterError(f"{obstacle} Export the adapter instead of the merged model.")
             self.model = attach_adapter(self.model, adapter, batches=batches)
         elif self.config_obj.adapters is not None:
-            from ludwig.utils.llm_utils import initialize_adapter
+            from ludwig_peft_plugin.adapters.several.attach import attach_adapters
 
-            _refuse_hollow_initialisations(self.config_obj.adapters.adapters)
-            self.model = initialize_adapter(self.model, self.config_obj)
+            self.model = attach_adapters(self.model, self.config_obj.adapters, batches=batches)
         else:
             return
         self._adapter_initialized = True
@@ -141,7 +153,10 @@ class PeftLLM(LLM):
                     "quantization: a quantised base cannot be trained itself. Add an adapter (adapter: {type: qlora}) "
                     "or remove the quantization section."
                 )
-            self.model.requires_grad_(True)
+            if self.config_obj.adapter:
+                self.initialize_adapter()
+            else:
+                self.model.requires_grad_(True)
         elif not self.awaits_data:
             self.initialize_adapter()
         if self.config_obj.quantization and self.config_obj.quantization.mode == "float8":
@@ -209,6 +224,7 @@ class PeftLLM(LLM):
         """Load what `save` or stock Ludwig 0.17 wrote below `save_path`."""
         if self.config_obj.trainer.type == "none":
             logger.info("Nothing was trained, so there are no weights to load.")
+            self.initialize_adapter()  # one that was trained before has its own folder
             return
         load_weights(self, os.path.join(save_path, MODEL_WEIGHTS_FILE_NAME))
 
@@ -221,15 +237,3 @@ class PeftLLM(LLM):
 
         self.model = merged_model(self).to(self.curr_device)
         self._adapter_initialized = True
-
-
-def _refuse_hollow_initialisations(adapters: dict[str, Any]) -> None:
-    """Refuse, for several adapters on one base, the initialisations that need more than PEFT's constructor."""
-    for name, adapter in adapters.items():
-        settings = adapter if isinstance(adapter, dict) else adapter.to_dict()
-        method = settings.get("init_lora_weights", "default")
-        if method not in ("default", "gaussian", "orthogonal", "random", True, False):
-            raise AdapterError(
-                f"adapters.{name}.init_lora_weights: {method} reads the data or changes the base, which several "
-                "adapters share. Use default, or a single adapter (adapter: ...)."
-            )

@@ -23,7 +23,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 def save_weights(llm: PeftLLM, folder: str) -> None:
     """Write the adapter or, where there is none, the whole model to `folder`, as safetensors."""
-    if isinstance(llm.model, PeftModel) and llm.config_obj.adapters is None:
+    if isinstance(llm.model, PeftModel) and llm.config_obj.adapters is not None:
+        from ludwig_peft_plugin.adapters.several.attach import save_adapters
+
+        save_adapters(llm.model, llm.config_obj.adapters, folder)
+        return
+    if isinstance(llm.model, PeftModel):
         from ludwig_peft_plugin.adapters.io import save_adapter
 
         save_adapter(llm.model, folder)
@@ -48,7 +53,10 @@ def load_weights(llm: PeftLLM, folder: str) -> None:
     if not os.path.isdir(folder):
         raise ModelError(f"The saved model has no weights: the folder {folder!r} does not exist.")
     if llm.config_obj.adapters is not None:
-        llm._load_multi_adapters(folder)
+        from ludwig_peft_plugin.adapters.several.attach import load_adapters
+
+        trainable = llm.config_obj.trainer.type != "none"
+        llm.model = load_adapters(llm.model, llm.config_obj.adapters, folder, trainable=trainable)
         llm._adapter_initialized = True
     elif os.path.exists(os.path.join(folder, ADAPTER_CONFIG)):
         from ludwig_peft_plugin.adapters.io import load_adapter

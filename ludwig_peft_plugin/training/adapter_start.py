@@ -77,25 +77,26 @@ class AdapterStart(Trainer):
     @property
     def _initialisation_must_be_kept(self) -> bool:
         """Whether attaching the adapter again may not repeat its start: it reads data or the base's weights."""
-        return getattr(self.model.config_obj.adapter, "init_lora_weights", "default") not in REPEATABLE
+        config = self.model.config_obj
+        # What several adapters were made of need not be there any more, or be the same.
+        return config.adapters is not None or getattr(config.adapter, "init_lora_weights", "default") not in REPEATABLE
 
     def _keep_initial_adapter(self, folder: str) -> None:
         """Save the adapter as it starts, from which a resumed run restores the same base and shapes."""
         if self._initialisation_must_be_kept and not self.skip_save_progress and not self.resume:
-            from ludwig_peft_plugin.adapters.io import save_adapter
+            from ludwig_peft_plugin.model.storage import save_weights
 
             os.makedirs(os.path.dirname(folder), exist_ok=True)
-            save_adapter(self.model.model, folder)
+            save_weights(self.model, folder)
 
     def _start_from_initial_adapter(self, folder: str) -> None:
         """On resume, put the saved start in the place of the adapter that was attached anew."""
         if not (self.resume and self._initialisation_must_be_kept and os.path.isdir(folder)):
             return
-        from ludwig_peft_plugin.adapters.io import load_adapter
+        from ludwig_peft_plugin.model.storage import load_weights
 
         self.compiled_model._deactivate_forward_hooks()
-        self.model.model = load_adapter(self.model.model, folder, trainable=True)
-        self.model._adapter_initialized = True
+        load_weights(self.model, folder)
         self.prepare()
 
     @property

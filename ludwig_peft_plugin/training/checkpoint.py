@@ -19,25 +19,28 @@ from ludwig_peft_plugin.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 FORMAT = "ludwig_peft_plugin/1"
-MODEL, OPTIMIZER = "model/", "optimizer/"
+MODEL, OPTIMIZER, HOOKS = "model/", "optimizer/", "adapter/"
 
 
 class TrainingCheckpoint(Checkpoint):
     """Save and restore a training run.
 
     The file's tensors are `model/<parameter>` for every trained parameter and `optimizer/<index>/<name>` for the
-    optimiser's state; everything else is JSON in the file's header. Nothing in it can run code. A file is written
+    optimiser's state, and `adapter/<name>` for what an adapter keeps beside its parameters (see `StepHooks`);
+    everything else is JSON in the file's header. Nothing in it can run code. A file is written
     beside its target and moved over it, so a crash or a full disk leaves the previous one whole.
 
     Attributes:
         extra: JSON values of the trainer (progress, position in the epoch), saved with and restored by `load`.
         scheduler_state: the learning-rate schedule's state of the last `load`.
+        hooks: the state of the adapter's `StepHooks`, saved with and restored by `load`; None where it has none.
     """
 
     def __init__(self, distributed: Any, model: Any, optimizer: Any = None, scheduler: Any = None) -> None:
         super().__init__(distributed, model, optimizer, scheduler)
         self.extra: dict[str, Any] = {}
         self.scheduler_state: dict[str, Any] | None = None
+        self.hooks: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
 
     def save(self, save_path: str, global_step: int) -> None:
         """Write the state of step `global_step` to the file `save_path`.
@@ -54,6 +57,9 @@ class TrainingCheckpoint(Checkpoint):
             tensors |= optimizer_tensors
         if self.scheduler is not None:
             header["scheduler"] = self.scheduler.state_dict()
+        if self.hooks is not None:
+            tensors |= {HOOKS + name: tensor for name, tensor in self.hooks[0].items()}
+            header["hooks"] = self.hooks[1]
         # A copy on the CPU: tied or sliced tensors would share memory, which safetensors refuses.
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         _write(tensors, {"state": json.dumps(header)}, save_path)
@@ -68,6 +74,8 @@ class TrainingCheckpoint(Checkpoint):
         self.global_step = header["global_step"]
         self.extra = header.get("extra", {})
         self.scheduler_state = header.get("scheduler")
+        kept = {name[len(HOOKS) :]: tensor for name, tensor in tensors.items() if name.startswith(HOOKS)}
+        self.hooks = (kept, header["hooks"]) if "hooks" in header else None
         weights = {name[len(MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
         _load_weights(self.model, weights, save_path)
         if self.optimizer is not None and "optimizer" in header:

@@ -14,6 +14,10 @@ from ludwig_peft_plugin.evaluation.predictor import PeftPredictor
 class PeftInferenceTrainer(InferenceOnlyTrainer):
     """Evaluates each split once."""
 
+    def __init__(self, config: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, model, *args, **kwargs)
+        model.initialize_adapter()
+
     def evaluation(
         self, dataset: Dataset, dataset_name: str, metrics_log: Any, batch_size: int, progress_tracker: Any
     ) -> Any:

@@ -15,6 +15,7 @@ from ludwig.utils.trainer_utils import append_metrics
 from torch.amp.grad_scaler import GradScaler
 from torch.profiler import record_function
 
+from ludwig_peft_plugin.adapters.step_hooks import StepHooks
 from ludwig_peft_plugin.data.batches import StepBatch
 from ludwig_peft_plugin.evaluation import in_training
 from ludwig_peft_plugin.evaluation.predictor import PeftPredictor
@@ -60,9 +61,15 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         self._rows: StepRows | None = None
         self._saved_scheduler: dict[str, Any] | None = None
         self._saved_rates: list[float] = []
+        self._hooks: StepHooks | None = None  # of the adapter, while the loop runs
+        self._saved_hooks: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
 
     def _autocast_dtype(self) -> torch.dtype | None:
         """Mixed precision is for weights kept in float32 on a GPU; lower precisions compute in their own dtype."""
+        chosen = getattr(self.model.config_obj.adapter, "computes_in_bfloat16", None)
+        if chosen is not None and chosen(torch.device(self.device), self.model.config_obj.precision):
+            self.use_amp, self.scaler = False, None
+            return torch.bfloat16
         if not self.config.use_mixed_precision:
             return None
         self.use_amp, self.scaler = False, None
@@ -90,13 +97,16 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         for part in inputs.micro_batches:
             with record_function("data"):
                 micro_batch = self._micro_batch = part.to(self.device)
-            with record_function("forward"), torch.autocast("cuda", self.autocast) if self.autocast else nullcontext():
+            precision = torch.autocast(loss_sum.device.type, self.autocast) if self.autocast else nullcontext()
+            with record_function("forward"), precision:
                 result = self.model(micro_batch)
             with record_function("backward"):
                 self.loss_scaler.scale(result.loss_sum / total).backward()
             loss_sum += result.loss_sum.detach()
             if not self.evaluate_training_set:
                 self.model.metrics.update(result)
+        if self._hooks is not None and (term := self._hooks.loss_term()) is not None:
+            self.loss_scaler.scale(term).backward()
         with record_function("optimizer"):
             self._step_optimizer()
         if profiler:
@@ -114,6 +124,8 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         self.clip_grads(list(trained_parameters(self.model).values()))
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
+        if self._hooks is not None:
+            self._hooks.after_step(self._progress.steps + 1)
         self.optimizer.zero_grad(set_to_none=True)
 
     def write_step_summary(
@@ -195,6 +207,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
                 group["lr"] = rate
             self._saved_scheduler = None
         self._progress = progress_tracker
+        self._hooks = self._step_hooks(progress_tracker.total_steps)
         batches = SeededBatches(batcher, self)
         try:
             with explained_out_of_memory(self.model.config_obj, "training", lambda: self._micro_batch):
@@ -204,7 +217,17 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         finally:
             batches.close()
             self._losses.write()
-            self._progress = None
+            self._progress = self._hooks = None
+
+    def _step_hooks(self, total_steps: int) -> StepHooks | None:
+        """Return what the adapter does in each step of this run, where it was interrupted if it is resumed."""
+        adapter = self.model.config_obj.adapter
+        make = getattr(adapter, "step_hooks", None)
+        hooks: StepHooks | None = None if make is None else make(self.model.model, total_steps)
+        if hooks is not None and self._saved_hooks is not None:
+            hooks.restore(*self._saved_hooks)
+        self._saved_hooks = None
+        return hooks
 
     def _eval_and_checkpoint(self, *args: Any, **kwargs: Any) -> tuple[bool, bool]:
         self._losses.flush()
@@ -245,6 +268,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         """Save weights, optimiser and progress in one file, so that they can never be of different steps."""
         progress_tracker.increment_checkpoint()
         self._checkpoint.scheduler = self.scheduler
+        self._checkpoint.hooks = None if self._hooks is None else self._hooks.state()
         self._checkpoint.extra = {
             "progress": _progress(progress_tracker),
             "steps_into_epoch": self._rows.steps_into_epoch if self._rows else 0,
@@ -273,6 +297,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         tracker = ProgressTracker.load(checkpoint.extra["progress"])
         self._losses.restore(checkpoint.extra["loss_curve"])
         self._saved_scheduler = checkpoint.scheduler_state
+        self._saved_hooks = checkpoint.hooks
         self._saved_rates = [group["lr"] for group in self.optimizer.param_groups]
         if self._rows is not None:
             self._rows.skip_steps = int(checkpoint.extra["steps_into_epoch"])

@@ -42,7 +42,7 @@ def test_ludwig_has_the_checks() -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "message"),
-    [("ia3", "adapter type `ia3` cannot be trained on a quantised base"), (None, "add `adapter: qlora`")],
+    [("frod", "adapter type `frod` cannot be trained on a quantised base"), (None, "add `adapter: qlora`")],
 )
 def test_object_that_cannot_be_trained_quantised(load: Any, adapter: str | None, message: str) -> None:
     from ludwig.error import ConfigValidationError

@@ -12,7 +12,12 @@ from ludwig.schema import export_schema as stock
 from ludwig_peft_plugin.config import editor_schema
 
 ROOT = Path(__file__).parent.parent.parent
-YAML_FILES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests" / "config" / "stock").glob("*.yaml")])
+YAML_FILES = sorted(
+    path
+    for folder in (ROOT / "configs", ROOT / "tests" / "config" / "stock")
+    for path in folder.rglob("*.yaml")
+    if yaml.safe_load(path.read_text()).get("model_type") == "llm"
+)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,13 @@ def test_saved_config_loads_to_the_same_one(load: Any, adapter: Any) -> None:
     assert again.to_dict() == config.to_dict()
 
 
+def test_a_type_brings_its_learning_rate_where_none_is_given(load: Any) -> None:
+    ludwigs = load(adapter="lora").trainer.learning_rate
+    assert load(adapter="prefix").trainer.learning_rate == 5e-3 != ludwigs
+    assert load(adapter="prefix", trainer={**FINETUNE, "learning_rate": 1e-4}).trainer.learning_rate == 1e-4
+    assert load(adapter=None, trainer=FINETUNE).trainer.learning_rate == ludwigs
+
+
 def test_config_objects_can_be_copied_and_sent(load: Any) -> None:
     config = load(adapter="qlora", export=["merged"])
     assert copy.deepcopy(config).to_dict() == config.to_dict()

@@ -42,12 +42,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "read by backend `torchao` with mode `float8` alone",
     ),
     ({"quantization": FLOAT8, "adapter": ...}, "quantization", "add `adapter: lora`"),
-    ({"quantization": FLOAT8, "adapter": "hra"}, "adapter.type", "use one of `adalora`"),
-    (
-        {"quantization": {"bits": 4}, "adapter": "loha"},
-        "adapter.type",
-        "use quantization: {backend: torchao, mode: float8}",
-    ),
+    ({"quantization": FLOAT8, "adapter": "frod"}, "adapter.type", "use one of `adalora`"),
+    ({"quantization": {"bits": 4}, "adapter": "frod"}, "adapter.type", "because it keeps a factor of every weight"),
     (
         {"quantization": FLOAT8, "output_features": CATEGORY, "prompt": {"task": "Say what it is."}},
         "quantization.backend",
@@ -85,7 +81,10 @@ def test_config_object_passes_ludwigs_checks_and_is_saved(load: Any, errors: Any
 
 @pytest.mark.parametrize(
     ("quantization", "adapter", "message"),
-    [(FLOAT8, "hra", "adapter type `hra` cannot be trained on a quantised base"), (INT8, None, "add `adapter: lora`")],
+    [
+        (FLOAT8, "frod", "adapter type `frod` cannot be trained on a quantised base"),
+        (INT8, None, "add `adapter: lora`"),
+    ],
 )
 def test_config_object_that_cannot_be_trained(
     load: Any, quantization: dict[str, Any], adapter: str | None, message: str

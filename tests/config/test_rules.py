@@ -13,9 +13,9 @@ COMBINATIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"trainer": {"epochs": 1}, "adapter": ...}, "trainer.type", "`finetune` to train the base"),
     ({"trainer": NONE}, "trainer.type", "adapter.pretrained_adapter_weights"),
     ({"quantization": {"bits": 4}, "adapter": ...}, "quantization", "add `adapter: qlora`"),
-    ({"quantization": {"bits": 4}, "adapter": "ia3"}, "adapter.type", "use one of `dora`, `lora`, `qlora`"),
+    ({"quantization": {"bits": 4}, "adapter": "frod"}, "adapter.type", "use one of `adalora`"),
     (
-        {"quantization": {"bits": 8}, "adapter": ..., "adapters": {"adapters": {"a": {"type": "loha"}}}},
+        {"quantization": {"bits": 8}, "adapter": ..., "adapters": {"adapters": {"a": {"type": "frod"}}}},
         "adapters.adapters.a.type",
         "cannot be trained on a quantised base",
     ),

@@ -84,7 +84,7 @@ def test_any_arrow_reader_can_read_it(cache):
     cache.keep(KEY, sets())
     table = pa.ipc.open_file(cache.find(KEY)[1]).read_all()
     table.validate(full=True)
-    assert table.column_names == ["tokens", "prompt_length", "prompt", "target"]
+    assert table.column_names == ["tokens", "prompt_length", "prompt", "target", "task"]
     assert table["tokens"].to_pylist()[1] == [1, 1, 1]
     assert len(table) == 7
 

@@ -206,7 +206,7 @@ def test_one_failure_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["gguf"], r"'gguf' is not one of adapter, merged"),
+        (["gguf"], r"'gguf' is not one of adapter, adapterhub, merged"),
         (["merged", "merged"], "two entries"),
         ([{"format": "merged", "path": "../out"}], r"without '\.\.'"),
         ([{"format": "merged", "path": "/tmp/out"}], "absolute"),

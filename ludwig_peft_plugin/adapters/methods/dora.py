@@ -20,7 +20,7 @@ class DoraConfig(LoraOptions):
     """
 
     paper: ClassVar[str] = "Liu et al. 2024, https://arxiv.org/abs/2402.09353"
-    good_for: ClassVar[str] = "quality at low ranks, at a tenth of the speed"
+    good_for: ClassVar[str] = "quality at low ranks, where slower steps do not matter"
 
     type: str = schema_utils.ProtectedString("dora", description="Weight-decomposed low-rank adaptation (DoRA).")
     r: int = schema_utils.PositiveInteger(default=16, description="Rank of the update.")

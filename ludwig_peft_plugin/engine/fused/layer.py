@@ -127,10 +127,12 @@ def _linears(layer: Any) -> list[Any]:
 def _signature(layer: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
     """Return what, when it changes, makes parts found before wrong."""
     found: list[Any] = [dtype, torch.is_autocast_enabled("cuda")]
-    for linear in _linears(layer):
-        found.append(id(linear))
-        if hasattr(linear, "active_adapters"):
-            found += [linear.disable_adapters, bool(linear.merged_adapters), tuple(linear.active_adapters)]
+    for part in (*_linears(layer), layer.input_layernorm, layer.post_attention_layernorm):
+        found.append(id(part))
+        if hasattr(part, "active_adapters"):
+            found += [part.disable_adapters, bool(part.merged_adapters), tuple(part.active_adapters)]
+        elif part is not None:
+            found += [parameter is not None and parameter.requires_grad for parameter in part._parameters.values()]
     return tuple(found)
 
 
@@ -185,7 +187,8 @@ def _adapter(linear: Any) -> Adapter:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.variants import DoraLinearVariant
 
-    if not isinstance(linear, LoraLayer):
+    # Other methods build on LoRA's layers (AdaLoRA) and compute something else.
+    if not isinstance(linear, LoraLayer) or not type(linear).__module__.startswith("peft.tuners.lora."):
         raise CannotFuse(f"{type(linear).__name__} adapters")
     if linear.merged_adapters or len(linear.active_adapters) != 1:
         raise CannotFuse("not exactly one LoRA is active")

@@ -1,0 +1,66 @@
+"""`adapter: {type: adamss}`: small updates inside subspaces of each weight, found by clustering its decomposition."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
+from ludwig_peft_plugin.adapters.peft_schema import ABOVE_ZERO, SEED, SHARE, Values
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from ludwig_peft_plugin.adapters.step_hooks import StepHooks
+
+
+@peft_method("adamss")
+class AdamssConfig(PeftMethod):
+    r"""AdaMSS, adaptive multi-subspace fine-tuning (NeurIPS 2025, https://neurips.cc/virtual/2025/poster/119606).
+
+    The singular value decomposition of W is cut to rank `r` and its outputs are clustered into `num_subspaces` groups.
+    A layer computes `W x + S concat_k(B_k A_k) V x`: V of shape [r, in] is frozen and comes from the decomposition, A_k
+    of shape [subspace_rank, r] and B_k of shape [group, subspace_rank] are trained, and S puts the groups' outputs in
+    their places. B_k starts at zero, so the adapted model starts as the base.
+
+    With `use_asa` the subspaces that matter least are frozen in the course of training, until
+    `asa_target_subspaces` are left in the whole model. PEFT's defaults are kept.
+    """
+
+    paper: ClassVar[str] = "AdaMSS 2025, https://neurips.cc/virtual/2025/poster/119606"
+    good_for: ClassVar[str] = "very few trained parameters, chosen by the structure of each weight"
+    learning_rate: ClassVar[float | None] = 5e-3
+    peft_type: ClassVar[str] = "ADAMSS"
+    title: ClassVar[str] = "AdaMSS"
+    summary: ClassVar[str] = (
+        "Clusters each weight's singular vectors into subspaces and trains a small update in each of them."
+    )
+    removed: ClassVar[dict[str, str]] = {"init_weights": "has one value: A orthogonal and B at zero"}
+    values: ClassVar[dict[str, Values]] = {
+        "svd_threshold": SHARE,
+        "asa_importance_beta": SHARE,
+        "asa_uncertainty_beta": SHARE,
+        "asa_schedule_exponent": ABOVE_ZERO,
+        "random_seed": SEED,
+    }
+    texts: ClassVar[dict[str, str]] = {
+        "r": "Singular vectors of a weight that are looked at; at most what the weight has.",
+        "num_subspaces": "Subspaces of each layer.",
+        "subspace_rank": "Rank of the update in each subspace.",
+        "use_dynamic_rank": "Whether a subspace's rank is the number of its singular values above `svd_threshold` "
+        "times the largest one.",
+        "svd_threshold": "See `use_dynamic_rank`.",
+        "use_asa": "Whether the least important subspaces are frozen while training.",
+        "asa_target_subspaces": "Subspaces of the whole model that are still trained after `final_warmup`.",
+        "init_warmup": "Step from which on subspaces are frozen.",
+        "final_warmup": "Step at which `asa_target_subspaces` is reached; at most the run's length.",
+        "mask_interval": "Steps from one choice of subspaces to the next.",
+        "asa_importance_beta": "Smoothing of a subspace's importance over steps.",
+        "asa_uncertainty_beta": "Smoothing of how much that importance varies.",
+        "asa_schedule_exponent": "How fast subspaces are frozen: 3 most of them early, 1 evenly.",
+        "random_seed": "Seed of the decomposition and the clustering, which are made again when the adapter is loaded.",
+    }
+
+    def step_hooks(self, model: "PeftModel", total_steps: int) -> "StepHooks | None":
+        """Return what freezes subspaces while training, None without `use_asa`."""
+        from ludwig_peft_plugin.adapters.adamss_steps import AdamssSteps
+
+        options: Any = self
+        return AdamssSteps(model, total_steps, options.final_warmup) if options.use_asa else None

@@ -1,0 +1,1 @@
+"""Several named adapters on one base: attached, merged, switched, saved and loaded."""

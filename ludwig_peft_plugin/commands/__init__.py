@@ -1,0 +1,1 @@
+"""Commands of `ludwig-peft` that are more than a few lines."""

@@ -1,0 +1,412 @@
+"""Soft prompts: how virtual tokens start, what saved folders hold, and bases of every precision."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ludwig.error import ConfigValidationError
+from ludwig.schema.llms.peft import adapter_registry
+from peft import PeftModel
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from ludwig_peft_plugin.adapters.build import attach_adapter
+from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
+from ludwig_peft_plugin.adapters.soft_prompt_io import ENCODER
+from ludwig_peft_plugin.adapters.soft_prompt_start import embeddings_of, keys_and_values_of
+from ludwig_peft_plugin.config.adapter_types import adapter_class
+from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
+from ludwig_peft_plugin.engine.virtual_tokens import virtual_tokens
+from ludwig_peft_plugin.errors import AdapterError
+from ludwig_peft_plugin.model.dequantize import dequantize_model
+from ludwig_peft_plugin.model.row_scaled_loading import LAYERS, RowScaledConfig
+
+TASK = {"task_column": "task", "num_tasks": 3}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prefix": ("prefix_tuning", {}),
+    "projected prefix": ("prefix_tuning", {"prefix_projection": True, "encoder_hidden_size": 24}),
+    "prompt": ("prompt_tuning", {}),
+    "mlp": ("p_tuning", {"encoder_hidden_size": 24}),
+    "lstm": ("p_tuning", {"encoder_hidden_size": 12, "encoder_reparameterization_type": "LSTM"}),
+    "multitask": ("multitask_prompt_tuning", TASK),
+    "cartridge": ("cartridge", {"num_frozen_tokens": 2}),
+    "adaption": ("adaption_prompt", {"adapter_len": 4}),
+}
+NETWORKS = ("projected prefix", "mlp", "lstm")
+COUNT = 6
+
+
+def section(variant: str, **options: Any) -> Any:
+    kind, given = VARIANTS[variant]
+    size = {} if kind == "adaption_prompt" else {"num_virtual_tokens": COUNT}
+    return adapter_registry[kind](**{**size, **given, **options})
+
+
+def disturbed(model: Any) -> Any:
+    """Return the model with weights that are far from its start."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(tiny: Any, model: Any) -> Tensor:
+    model.eval()
+    tasks = {}
+    if "MULTITASK" in str(model.peft_config["default"].peft_type):
+        tasks["task_ids"] = torch.tensor([0, 1, 2, 1])
+    found: Tensor = model(input_ids=tiny.ids, attention_mask=tiny.mask, **tasks).logits[:, -tiny.ids.shape[1] :]
+    return found[tiny.mask.bool()]
+
+
+# ---- how they start -------------------------------------------------------------------------------------------------
+
+
+def starts(tiny: Any, variant: str, **options: Any) -> tuple[Any, Any, Tensor]:
+    """Return a base, the prompt put on it, and what it holds, (P, d): keys and values, or embeddings."""
+    base = tiny.base()
+    model = tiny.attach(section(variant, **options), base=base)
+    return base, model, model.get_prompt_embedding_to_save("default")
+
+
+@pytest.mark.parametrize("variant", ["prefix", "projected prefix", "cartridge"])
+def test_a_prefix_starts_as_keys_and_values_of_training_rows(tiny: Any, variant: str) -> None:
+    base, model, found = starts(tiny, variant)
+    rows = next(tiny.batches())
+    torch.testing.assert_close(found, keys_and_values_of(base, rows["input_ids"][0, :COUNT]), rtol=1e-4, atol=1e-5)
+    # So a model with the prefix goes on as after the tokens themselves.
+    own, whole = tiny.ids[1:2], torch.cat([rows["input_ids"][:1, :COUNT], tiny.ids[1:2]], dim=1)
+    with torch.no_grad():
+        expected = base(input_ids=whole).logits[:, COUNT:]
+        torch.testing.assert_close(model(input_ids=own).logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_are_joined_where_one_is_too_short(tiny: Any) -> None:
+    _, _, found = starts(tiny, "prompt", init="data", num_virtual_tokens=40)
+    batch = next(tiny.batches())
+    tokens = torch.cat([batch["input_ids"][0][batch["attention_mask"][0].bool()], batch["input_ids"][1]])[:40]
+    assert torch.equal(found, embeddings_of(tiny.base(), tokens))
+
+
+@pytest.mark.parametrize("variant", ["prompt", "mlp", "lstm", "multitask"])
+def test_embeddings_start_as_tokens_of_the_vocabulary(tiny: Any, variant: str) -> None:
+    base, model, found = starts(tiny, variant)
+    vocabulary = base.get_input_embeddings().weight.float()
+    nearest = torch.cdist(found.double(), vocabulary.double()).min(dim=1)
+    assert float(nearest.values.max()) < 1e-4
+    assert int(nearest.indices[0]) == base.config.bos_token_id, "a text begins there"
+    assert len(set(nearest.indices.tolist())) > COUNT // 2
+    if variant == "multitask":
+        prompts = model.get_prompt(3, torch.arange(3))
+        torch.testing.assert_close(prompts[2], found, rtol=0, atol=1e-6)
+
+
+def test_a_text_is_read_with_the_bases_tokenizer(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def tokenizer(name: str, trust_remote_code: bool) -> Any:
+        asked.append(name)
+        return lambda text: {"input_ids": [ord(letter) - ord("a") for letter in text]}
+
+    monkeypatch.setattr("ludwig_peft_plugin.model.base_model.load_tokenizer", tokenizer)
+    base, _, found = starts(tiny, "prompt", init="text", init_text="abcd")
+    assert torch.equal(found, embeddings_of(base, torch.tensor([0, 1, 2, 3, 0, 1]))), "it is repeated"
+    _, _, prefix = starts(tiny, "prefix", init="text", init_text="abcdefghi")
+    assert torch.allclose(prefix, keys_and_values_of(base, torch.arange(6)), atol=1e-6), "it is cut"
+    assert asked == [base.name_or_path] * 2
+
+
+@pytest.mark.parametrize("variant", ["prefix", "projected prefix"])
+def test_zeros(tiny: Any, variant: str) -> None:
+    assert starts(tiny, variant, init="zero")[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "adaption"])
+def test_a_random_start_is_another_one(tiny: Any, variant: str) -> None:
+    default, chance = starts(tiny, variant)[2], starts(tiny, variant, init="random")[2]
+    assert (default - chance).norm() > 0.1 * chance.norm()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_seed_gives_the_same_start(tiny: Any, variant: str) -> None:
+    first, second = (tiny.attach(section(variant)) for _ in range(2))
+    names = [name for name, parameter in first.named_parameters() if parameter.requires_grad]
+    assert names
+    for name in names:
+        assert first.get_parameter(name).dtype == torch.float32
+        assert torch.equal(first.get_parameter(name), second.get_parameter(name))
+
+
+def test_an_adaption_prompt_starts_as_the_base(tiny: Any) -> None:
+    base = tiny.base()
+    expected = base(input_ids=tiny.ids, attention_mask=tiny.mask).logits.detach()[tiny.mask.bool()]
+    model = tiny.attach(section("adaption"), base=base)
+    torch.testing.assert_close(logits(tiny, model), expected, rtol=0, atol=1e-6)
+    assert (logits(tiny, disturbed(model)) - expected).abs().max() > 1e-3
+
+
+def test_sources_of_multitask_prompts(tiny: Any, tmp_path: Path) -> None:
+    folder = str(tmp_path / "source")
+    source = disturbed(tiny.attach(section("multitask")))
+    save_adapter(source, folder)
+    theirs = source.prompt_encoder["default"]
+    take = {"source": folder, "num_tasks": 2}
+    average = tiny.attach(section("multitask", init="average_source_tasks", **take)).prompt_encoder["default"]
+    exact = tiny.attach(section("multitask", init="exact_source_task", source_task=2, **take)).prompt_encoder["default"]
+    shared = tiny.attach(section("multitask", init="only_source_shared", **take)).prompt_encoder["default"]
+    for mine in (average, exact, shared):
+        assert torch.equal(mine.embedding.weight, theirs.embedding.weight)
+    torch.testing.assert_close(average.prefix_task_cols[1], theirs.prefix_task_cols.mean(dim=0))
+    assert torch.equal(exact.prefix_task_rows[1], theirs.prefix_task_rows[2])
+    assert torch.equal(shared.prefix_task_cols, torch.ones_like(shared.prefix_task_cols))
+    with pytest.raises(AdapterError, match=r"source_task: 3, but .* has the tasks 0 to 2"):
+        tiny.attach(section("multitask", init="exact_source_task", source_task=3, **take))
+    with pytest.raises(AdapterError, match="num_virtual_tokens, num_ranks"):
+        tiny.attach(section("multitask", init="only_source_shared", num_virtual_tokens=5, **take))
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_folder_gives_the_same_logits(tiny: Any, variant: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    model = disturbed(tiny.attach(section(variant)))
+    expected = logits(tiny, model)
+    save_adapter(model, folder)
+    held = load_file(f"{folder}/adapter_model.safetensors")
+    assert any(name.startswith(ENCODER) for name in held) == (variant in NETWORKS)
+    for trainable in (False, True):
+        loaded = load_adapter(tiny.base(), folder, trainable=trainable)
+        torch.testing.assert_close(logits(tiny, loaded), expected, rtol=1e-5, atol=1e-5)
+        assert any(parameter.requires_grad for parameter in loaded.parameters()) == trainable
+    plain = PeftModel.from_pretrained(tiny.base(), folder)
+    torch.testing.assert_close(logits(tiny, plain), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_goes_on_from_a_folder_as_if_it_had_not_stopped(tiny: Any, variant: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    model = disturbed(tiny.attach(section(variant)))
+    save_adapter(model, folder)
+    other = tiny.attach(section(variant, pretrained_adapter_weights=folder))
+    for each in (model, other):
+        train(tiny, each)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, other.get_parameter(name)), name
+    save_adapter(other, folder)
+    torch.testing.assert_close(
+        logits(tiny, load_adapter(tiny.base(), folder, trainable=False)), logits(tiny, model), rtol=1e-5, atol=1e-5
+    )
+
+
+def train(tiny: Any, model: Any, steps: int = 3) -> None:
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    batches = list(tiny.batches())
+    multitask = "MULTITASK" in str(model.peft_config["default"].peft_type)
+    tasks = {"task_ids": torch.tensor([0, 1, 2, 1])} if multitask else {}
+    for step in range(steps):
+        model(**batches[step % 2], **tasks).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_folders_of_plain_peft(tiny: Any, variant: str, tmp_path: Path) -> None:
+    """PEFT leaves the network out: such a folder predicts, and only a prefix is a thing to train by itself."""
+    folder = str(tmp_path / "adapter")
+    model = disturbed(tiny.attach(section(variant)))
+    model.save_pretrained(folder, save_embedding_layers=False)
+    assert list(load_file(f"{folder}/adapter_model.safetensors")) == ["prompt_embeddings"]
+    loaded = load_adapter(tiny.base(), folder, trainable=False)
+    torch.testing.assert_close(logits(tiny, loaded), logits(tiny, model), rtol=1e-5, atol=1e-5)
+    if variant == "projected prefix":
+        again = load_adapter(tiny.base(), folder, trainable=True)
+        torch.testing.assert_close(logits(tiny, again), logits(tiny, model), rtol=1e-5, atol=1e-5)
+        assert [name for name, p in again.named_parameters() if p.requires_grad] == [
+            "prompt_encoder.default.embedding.weight"
+        ]
+    else:
+        with pytest.raises(AdapterError, match="without the network"):
+            load_adapter(tiny.base(), folder, trainable=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_loaded_adapter_replaces_the_one_before(tiny: Any, variant: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    model = disturbed(tiny.attach(section(variant)))
+    expected = logits(tiny, model)
+    save_adapter(model, folder)
+    enable_checkpointing(train_mode(model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    again = load_adapter(model, folder, trainable=True)
+    torch.testing.assert_close(logits(tiny, again), expected, rtol=1e-5, atol=1e-5)
+
+
+def train_mode(model: Any) -> Any:
+    return model.train()
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "foreign"])
+@pytest.mark.parametrize("variant", ["prefix", "mlp", "multitask"])
+def test_damaged_folders_are_refused(tiny: Any, variant: str, change: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    save_adapter(tiny.attach(section(variant)), folder)
+    path = f"{folder}/adapter_model.safetensors"
+    held = load_file(path)
+    names = [name for name in held if name.startswith(ENCODER)] or list(held)
+    name = names[0]
+    if change == "missing":
+        del held[name]
+    elif change == "shape":
+        held[name] = held[name][..., :-1].contiguous()
+    else:
+        held[name + "_too"] = torch.ones(1)
+    save_file(held, path)
+    with pytest.raises(AdapterError, match="does not fit"):
+        load_adapter(tiny.base(), folder, trainable=True)
+
+
+def test_a_folder_says_nothing_of_where_it_started(tiny: Any, tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    save_adapter(tiny.attach(section("prompt")), folder)
+    config = json.loads(Path(folder, "adapter_config.json").read_text())
+    assert config["num_virtual_tokens"] == COUNT
+    assert config["tokenizer_name_or_path"] is None
+
+
+# ---- bases ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_quantised_bases(tiny: Any, variant: str, bits: int, tmp_path: Path) -> None:
+    model = tiny.attach(section(variant), base=tiny.base(bits=bits))
+    frozen = tiny.weights(model)
+    train(tiny, model)
+    assert all(torch.equal(frozen[name], p.data) for name, p in model.named_parameters() if not p.requires_grad)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    save_adapter(model, str(tmp_path / "adapter"))
+    loaded = load_adapter(tiny.base(bits=bits), str(tmp_path / "adapter"), trainable=False)
+    torch.testing.assert_close(logits(tiny, loaded), logits(tiny, model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bases_of_torchao(tiny: Any, variant: str, mode: str) -> None:
+    """A prompt on a base in 8-bit rows is what it is on the dequantised base."""
+
+    def base() -> Any:
+        return LlamaForCausalLM.from_pretrained(tiny.folder(), quantization_config=RowScaledConfig(mode))
+
+    models = [tiny.attach(section(variant), base=made) for made in (base(), dequantize_model(base()))]
+    for model in models:
+        train(tiny, model)
+    names = [name for name, p in models[0].named_parameters() if p.requires_grad]
+    assert names == [name for name, p in models[1].named_parameters() if p.requires_grad]
+    for name in names:
+        assert models[0].get_parameter(name).dtype == torch.float32
+        torch.testing.assert_close(models[0].get_parameter(name), models[1].get_parameter(name))
+    torch.testing.assert_close(logits(tiny, models[0]), logits(tiny, models[1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_are_float32_over_a_base_in_16_bits(tiny: Any, variant: str) -> None:
+    model = tiny.attach(section(variant), base=tiny.base(dtype=torch.bfloat16))
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train(tiny, model)
+    assert all(tensor.dtype == torch.float32 for tensor in before.values())
+    assert all(not torch.equal(tensor, model.get_parameter(name)) for name, tensor in before.items())
+    assert logits(tiny, model).dtype == torch.bfloat16
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("prompt_tuning", {"init": "text"}, "init_text is missing"),
+        ("prompt_tuning", {"init_text": "abc"}, "init_text has no effect"),
+        ("prompt_tuning", {"num_virtual_tokens": 0}, "num_virtual_tokens"),
+        ("prefix_tuning", {"encoder_hidden_size": 8}, "encoder_hidden_size has no effect"),
+        ("p_tuning", {"encoder_num_layers": 3}, "encoder_num_layers has no effect"),
+        ("p_tuning", {"encoder_dropout": 0.1}, "encoder_dropout has no effect"),
+        ("p_tuning", {"encoder_reparameterization_type": "RNN"}, "encoder_reparameterization_type"),
+        ("cartridge", {"num_frozen_tokens": 32}, "num_frozen_tokens: 32 leaves none"),
+        ("multitask_prompt_tuning", {}, "task_column is missing"),
+        ("multitask_prompt_tuning", {**TASK, "tasks": ["a", "b"]}, "tasks must name 3"),
+        ("multitask_prompt_tuning", {**TASK, "init": "exact_source_task"}, "source and init belong together"),
+        ("multitask_prompt_tuning", {**TASK, "source": "x"}, "source and init belong together"),
+        ("multitask_prompt_tuning", {**TASK, "source_task": 1}, "source_task has no effect"),
+    ],
+)
+def test_options_that_cannot_be(kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigValidationError, ValidationError), match=message):
+        adapter_registry[kind](**options)
+
+
+def test_prompts_that_fill_the_context_are_refused(tiny: Any) -> None:
+    with pytest.raises(AdapterError, match=r"num_virtual_tokens: 127 leaves no room .* use at most 126"):
+        tiny.attach(section("prompt", num_virtual_tokens=127))
+    tiny.attach(section("prompt", num_virtual_tokens=126))
+
+
+def test_more_layers_than_there_are(tiny: Any) -> None:
+    with pytest.raises(AdapterError, match="adapter_layers: 4, but the base has 3"):
+        tiny.attach(section("adaption", adapter_layers=4))
+    model = tiny.attach(section("adaption", adapter_layers=1))
+    assert [name for name, p in model.named_parameters() if p.requires_grad and name.endswith("gate")] == [
+        "base_model.model.model.layers.2.self_attn.adaption_gate"
+    ]
+
+
+def test_data_must_be_there(tiny: Any) -> None:
+    with pytest.raises(AdapterError, match="init: data reads training rows"):
+        attach_adapter(tiny.base(), section("prefix"))
+
+
+def test_what_the_types_say_about_themselves(tiny: Any) -> None:
+    assert adapter_class("prefix") is adapter_registry["prefix_tuning"]
+    for variant in VARIANTS:
+        adapter = section(variant)
+        cls = type(adapter)
+        assert cls.family == "soft prompt"
+        assert cls.soft_prompt
+        assert cls.quantized_base
+        assert not cls.mergeable
+        assert cls.paper
+        assert cls.good_for
+        assert cls.learning_rate
+        assert "virtual tokens" in adapter.merge_obstacle(tiny.base()) or variant == "adaption"
+        assert adapter.context_tokens == (0 if variant == "adaption" else COUNT)
+        plain = copy.deepcopy(adapter)
+        plain.start_plainly()
+        assert not plain.needs_data
+
+
+def test_the_options_are_pefts(tiny: Any) -> None:
+    """Each option reaches PEFT, or is the plugin's own."""
+    own = {"type", "pretrained_adapter_weights", "postprocessor", "init", "init_text", "task_column", "tasks"}
+    for variant in VARIANTS:
+        adapter = section(variant)
+        fields = set(type(adapter).model_fields) - own
+        config = adapter.to_config(task_type="CAUSAL_LM", unknown=1)
+        renamed = {option: field for field, option in type(adapter).renamed.items()}
+        assert all(hasattr(config, renamed.get(field, field)) for field in fields)
+    assert virtual_tokens(tiny.base()) is None
