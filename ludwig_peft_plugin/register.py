@@ -1,4 +1,4 @@
-"""Register the plugin with Ludwig: its config class, model class, trainers, predictor, adapters and datasets."""
+"""Register the plugin with Ludwig: its config class, model class, trainers, predictor and adapters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,6 @@ def _fill_registries() -> None:
     from ludwig_peft_plugin.config.checks import install_checks
     from ludwig_peft_plugin.config.llm_config import LLMConfig
     from ludwig_peft_plugin.config.trainer import register_trainer_config
-    from ludwig_peft_plugin.data.sources import register_datasets
     from ludwig_peft_plugin.encoders.llm_encoder import PeftLLMEncoder
     from ludwig_peft_plugin.evaluation.ludwig_metrics import register_text_metrics
     from ludwig_peft_plugin.evaluation.predictor import create_predictor
@@ -69,5 +68,4 @@ def _fill_registries() -> None:
     _predictor_registry["llm"] = create_predictor
     install_checks(get_config_check_registry()._registry)
     register_text_metrics()
-    register_datasets()
     get_schema.cache_clear()  # a schema made before registration would not know our fields

@@ -81,16 +81,14 @@ def dataset_config() -> DatasetConfig:
     )
 
 
-def register() -> None:
-    """Add the dataset to Ludwig's list; twice is once.
+def added_to(configs: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+    """Return Ludwig's list of datasets, by name, with this one in it; twice is once.
 
     Ludwig imports a dataset's loader from `ludwig.datasets.loaders`, so this module is also known by a name there.
     """
-    from ludwig.datasets import _get_dataset_configs
-
-    configs = _get_dataset_configs()
     configs.setdefault(NAME, dataset_config())
     sys.modules.setdefault(f"ludwig.datasets.loaders.{NAME}", sys.modules[__name__])
+    return configs
 
 
 def _unavailable(reason: str, endpoint: str) -> str:

@@ -11,12 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from ludwig_peft_plugin.data.python_codes_25k import register as register_datasets
 from ludwig_peft_plugin.data.reading import format_of, read_source
 from ludwig_peft_plugin.data.yaml_paths import DATASET_OPTIONS
 from ludwig_peft_plugin.errors import DataError
 
-__all__ = ["DataSources", "choose_sources", "combine", "describe_experiment", "load_frames", "register_datasets"]
+__all__ = ["DataSources", "choose_sources", "combine", "describe_experiment", "load_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,6 @@ def _load_uris(sources: dict[str, Any]) -> dict[str, Any]:
     from ludwig.data.cache.types import CacheableDataset
     from ludwig.datasets import load_dataset_uris
 
-    register_datasets()
     for option, value in sources.items():
         if isinstance(value, str) and value.startswith("ludwig://"):
             _require_known(value, option)

@@ -16,7 +16,6 @@ from ludwig_peft_plugin.data.sources import (
     combine,
     describe_experiment,
     load_frames,
-    register_datasets,
 )
 from ludwig_peft_plugin.errors import DataError
 
@@ -83,7 +82,7 @@ def handler(hub):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(registered, monkeypatch, tmp_path):
     """A hub with flytech/python-codes-25k's files (five rows in each), which the hub's own clients talk to."""
     import huggingface_hub
 
@@ -195,8 +194,6 @@ def test_python_codes_25k_from_json_lines(hub):
 def test_python_codes_25k_through_ludwigs_own_functions(hub, tmp_path):
     import ludwig.datasets
 
-    register_datasets()
-    register_datasets()
     assert "python_codes_25k" in ludwig.datasets.list_datasets()
     assert "flytech/python-codes-25k" in ludwig.datasets.describe_dataset("python_codes_25k")
     assert len(ludwig.datasets.get_dataset("python_codes_25k").load()) == 5

@@ -22,6 +22,7 @@ class QLoraConfig(LoraOptions):
 
     paper: ClassVar[str] = "Dettmers et al. 2023, https://arxiv.org/abs/2305.14314"
     good_for: ClassVar[str] = "a base that does not fit in bf16"
+    encoder: ClassVar[bool] = False
     default_quantization: ClassVar[dict[str, Any] | None] = {
         "bits": 4,
         "bnb_4bit_quant_type": "nf4",
