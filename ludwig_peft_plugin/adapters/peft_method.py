@@ -17,6 +17,7 @@ from ludwig_peft_plugin.adapters.peft_methods import METHODS
 from ludwig_peft_plugin.adapters.peft_options import derive, not_offered, own_fields, with_options
 from ludwig_peft_plugin.adapters.peft_schema import Values
 from ludwig_peft_plugin.adapters.shapes import Shapes, shapes_of
+from ludwig_peft_plugin.errors import AdapterError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,6 +99,12 @@ class PeftMethod(AdapterConfig):
             problems.append("layers_pattern has no effect without layers_to_transform; add that, or remove it.")
         return problems
 
+    def idle(self, needed: str, *names: str) -> list[str]:
+        """Return the problem of each of these options that is not at its default, where `needed` is not given."""
+        fields = type(self).model_fields
+        given = [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        return [f"{name} has no effect without {needed}; add that, or remove it." for name in given]
+
     def architecture_targets(self, model_type: str) -> list[str] | str | None:
         """Return the modules PEFT adapts in an architecture when none are given, None where it has no such list."""
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(self.peft_type)]
@@ -113,10 +120,17 @@ class PeftMethod(AdapterConfig):
         return arguments
 
     def to_config(self, task_type: str | None = None, **kwargs: Any) -> PeftConfig:
-        """Return the PEFT config of these options; `kwargs` replace PEFT arguments and unknown ones are ignored."""
+        """Return the PEFT config of these options; `kwargs` replace PEFT arguments and unknown ones are ignored.
+
+        Raises:
+            AdapterError: PEFT refuses options that contradict each other.
+        """
         known = own_fields(self.peft_config())
         arguments = self.peft_arguments() | {name: value for name, value in kwargs.items() if name in known}
-        return self.peft_config()(**{**arguments, "task_type": task_type})
+        try:
+            return self.peft_config()(**{**arguments, "task_type": task_type})
+        except ValueError as error:
+            raise AdapterError(f"adapter: {' '.join(str(error).split())}") from error
 
     def fitted(self, base: PreTrainedModel, shapes: Shapes) -> dict[str, Any]:
         """Return the PEFT arguments that follow from the sizes of the layers, and check those that were given.

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-TYPES = ("bitfit", "bottleneck", "c3a", "dora", "layers", "ln_tuning", "loha", "lora", "qlora")
-"""The types whose options are tried: those for which the tables below are complete."""
+NOT_YET: dict[str, str] = {}
+"""Types whose options are not tried, with what is missing in the tables below."""
+
+COUNT = 464
+"""How many options of all types are tried; PEFT's are options by themselves, so a new release changes it."""
 
 LISTED: dict[str, list[Any]] = {
     "target_modules": [["k_proj"], "all-linear"],
@@ -37,8 +40,39 @@ LISTED: dict[str, list[Any]] = {
     "layers.pattern": [".*mlp.*"],
     "ln_tuning.target_modules": [["norm"]],
     "ln_tuning.exclude_modules": [["input_layernorm"]],
+    "adalora.r": [16, 2],
+    "adalora.total_step": [12, 100],
+    "adalora.use_rslora": [True],
+    "adalora.use_dora": [True],
+    "adalora.tinit": [0, 4],
+    "adalora.orth_reg_weight": [0.5],
+    "adamss.r": [4, 8],
+    "adamss.init_warmup": [1, 6],
+    "adamss.final_warmup": [5, 20],
+    "adamss.svd_threshold": [0.9],
+    "boft.boft_block_size": [2, 8],
+    "boft.boft_block_num": [4, 8],
+    "ia3.feedforward_modules": [["v_proj"], ".*v_proj"],
+    "init_text": ["other words"],
+    "lambda_pattern": [{"v_proj": 5.0}],
+    "lokr.decompose_factor": [2, 4],
+    "n_frequency_pattern": [{"v_proj": 7}],
+    "oft.r": [4, 8],
+    "oft.module_dropout": [0.5],
+    "peanut.act_fn": ["gelu", "tanh"],
+    "psoft.cayley_neumann_eps": [0.01],
+    "waveft.wavelet_family": ["coif2", "db2", "sym3"],
 }
 """By the name of the option, or of the type and the option ("lora.r")."""
+
+CHOICE: dict[str, Any] = {
+    "use_asa": True,
+    "asa_target_subspaces": 20,
+    "init_warmup": 2,
+    "final_warmup": 10,
+    "mask_interval": 2,
+}
+"""A choice of subspaces (AdaMSS) within a run as short as those here."""
 
 NEEDS: dict[str, dict[str, Any]] = {
     "exclude_modules": {"target_modules": ["q_proj", "v_proj"]},
@@ -58,23 +92,76 @@ NEEDS: dict[str, dict[str, Any]] = {
     "layers.pattern": {"last": None},
     "ln_tuning.exclude_modules": {},
     "bitfit.target_modules": {},
+    "init_text": {"init": "text", "init_text": "some words"},
+    "lambda_pattern": {"target_modules": ["q_proj", "v_proj"]},
+    "n_frequency_pattern": {"target_modules": ["q_proj", "v_proj"]},
+    "adamss.use_dynamic_rank": {"subspace_rank": 4},
+    "adamss.svd_threshold": {"use_dynamic_rank": True, "subspace_rank": 4},
+    **{
+        f"adamss.{name}": CHOICE
+        for name in (
+            "asa_target_subspaces",
+            "init_warmup",
+            "final_warmup",
+            "mask_interval",
+            "asa_importance_beta",
+            "asa_uncertainty_beta",
+            "asa_schedule_exponent",
+        )
+    },
+    "deft.init_scale": {"init_weights": False},
+    "ia3.feedforward_modules": {"target_modules": ["k_proj", "v_proj", "down_proj"]},
+    "lokr.decompose_both": {"r": 1},
+    "lokr.rank_dropout_scale": {"rank_dropout": 0.5},
+    "miss.mini_r": {"init_weights": "mini"},
+    "oft.eps": {"coft": True},
+    "p_tuning.encoder_num_layers": {"encoder_reparameterization_type": "LSTM"},
+    "p_tuning.encoder_dropout": {"encoder_reparameterization_type": "LSTM"},
+    "prefix_tuning.encoder_hidden_size": {"prefix_projection": True},
+    "psoft.psoft_svd_lowrank_niter": {"psoft_svd": "lowrank"},
+    "psoft.random_seed": {"psoft_svd": "lowrank"},
+    "psoft.num_cayley_neumann_terms": {"use_cayley_neumann": True},
+    "psoft.cayley_neumann_eps": {"use_cayley_neumann": True},
+    "supertuning.lora_alpha": {"r": 2},
+    "supertuning.lora_dropout": {"r": 2},
+    "tinylora.init_v_bound": {"init_weights": "uniform"},
 }
 """Other options, with and without which an option is compared."""
 
+ALONG: dict[str, dict[str, Any]] = {
+    "adamss.use_asa": CHOICE,
+    "adamss.use_dynamic_rank": {"svd_threshold": 0.9},
+}
+"""Options that only come with an option's other value, as they are refused without it."""
+
 REFUSED: dict[str, str] = {
+    "adalora.total_step": "the length of the run, which these values are not",
+    **{
+        f"adalora.{name}": "Ludwig's own type has it, and AdaLoRA has nothing of the kind"
+        for name in (
+            "use_rslora",
+            "use_dora",
+            "init_lora_weights",
+            "rank_pattern",
+            "alpha_pattern",
+            "layer_replication",
+        )
+    },
+    "oft.module_dropout": "PEFT makes the dropout and never applies it",
+    "ia3.fan_in_fan_out": "it follows from the layers, which are no Conv1D here",
     "layers_pattern": "only one list of layers exists, whose name changes nothing",
     "dora.target_parameters": "DoRA knows no parameters without a layer",
     "dora.lora_bias": "DoRA has no place for it",
 }
 """Options every other value of which is refused here, with the reason."""
 
-BASES: dict[str, str] = {"modules_to_save": "llama-fp32"}
+BASES: dict[str, str] = {"modules_to_save": "llama-fp32", "adaption_prompt.*": "llama-fp32"}
 """The base on which an option is tried, where it is not the usual one."""
 
 
 def listed(table: dict[str, Any], kind: str, option: str, default: Any) -> Any:
-    """Return what a table says about an option of a type, by both names or by the option's alone."""
-    return table.get(f"{kind}.{option}", table.get(option, default))
+    """Return what a table says about an option of a type, by both names, by the type's or by the option's alone."""
+    return table.get(f"{kind}.{option}", table.get(f"{kind}.*", table.get(option, default)))
 
 
 def alternatives(kind: str, option: str, schema: dict[str, Any]) -> list[Any]:

@@ -36,9 +36,9 @@ class Case:
     bases: Any
     make_run: Any
 
-    def run(self, model: Any) -> Any:
-        """Return a training run of a model."""
-        return self.make_run(self, model)
+    def run(self, model: Any, **options: Any) -> Any:
+        """Return a training run of a model, whose adapter has these options beside those of the type."""
+        return self.make_run(self, model, **options)
 
     @property
     def cls(self) -> Any:

@@ -119,13 +119,18 @@ ELSEWHERE = {
     "loraplus_lr_ratio": "acts on the optimiser: tests/adapters/test_option_effect.py",
     "ephemeral_gpu_offload": "needs a GPU: tests/adapters/test_option_effect.py",
     **dict.fromkeys(SECTIONS.values(), "tests/adapters/test_section_effect.py"),
+    "task_column": "read with the dataset: tests/data/test_tasks.py, tests/integration/test_soft_prompts.py",
+    "tasks": "read with the dataset: tests/data/test_tasks.py",
+    "source": "needs a trained adapter: tests/adapters/test_soft_prompts.py",
+    "source_task": "needs a trained adapter: tests/adapters/test_soft_prompts.py",
 }
 """Options that are tested in another place."""
 
 
 def declared_options() -> list[tuple[str, str]]:
     """Return every option of the types whose options are tried."""
-    known = [kind for kind in alternatives_module.TYPES if kind in adapter_registry]
+    known = [kind for kind in expected_module.TYPES if kind in adapter_registry]
+    known = [kind for kind in known if kind not in alternatives_module.NOT_YET]
     return [(kind, name) for kind in known for name in adapter_registry[kind].model_fields]
 
 
@@ -135,8 +140,10 @@ _baselines: dict[tuple[str, str, str], Any] = {}
 class Tried:
     """An option of a type, and the adapters that have it at its default and at another value."""
 
-    def __init__(self, kind: str, name: str, case: Any, needs: dict[str, Any]) -> None:
-        self.kind, self.name, self._case, self._needs = kind, name, case, needs
+    def __init__(self, kind: str, name: str, case: Any) -> None:
+        self.kind, self.name, self._case = kind, name, case
+        self._needs = alternatives_module.listed(alternatives_module.NEEDS, kind, name, {})
+        self._along = alternatives_module.listed(alternatives_module.ALONG, kind, name, {})
         self.refused_alone = alternatives_module.listed(alternatives_module.REFUSED, kind, name, None) is not None
 
     def values(self) -> list[Any]:
@@ -149,13 +156,12 @@ class Tried:
         """Return what is observed at the option's default; the same for all options that need the same."""
         key = (self.kind, self._case.base_name, repr(self._needs))
         if key not in _baselines:
-            _baselines[key] = fingerprint_module.Fingerprint(self._case, lambda: self._case.attach(**self._needs))
+            _baselines[key] = fingerprint_module.Fingerprint(self._case, self._needs)
         return _baselines[key]
 
     def with_value(self, value: Any) -> Any:
         """Return what is observed at another value."""
-        options = {**self._needs, self.name: value}
-        return fingerprint_module.Fingerprint(self._case, lambda: self._case.attach(**options))
+        return fingerprint_module.Fingerprint(self._case, {**self._needs, **self._along, self.name: value})
 
 
 @pytest.fixture
@@ -163,15 +169,14 @@ def option(request: pytest.FixtureRequest, bases: Any) -> Tried:
     kind, name = request.param
     table = alternatives_module
     case = _case(kind, table.listed(table.BASES, kind, name, "qwen2-fp32"), bases)
-    return Tried(kind, name, case, table.listed(table.NEEDS, kind, name, {}))
+    return Tried(kind, name, case)
 
 
 @pytest.fixture
-def options_tried() -> tuple[set[Any], set[Any], set[Any]]:
-    """Every option that is tried here, that is tried elsewhere, and that there is."""
-    declared = set(declared_options())
-    elsewhere = {pair for pair in declared if pair[1] in ELSEWHERE}
-    return {pair for pair in declared if pair[1] not in ELSEWHERE}, elsewhere, declared
+def options_tried() -> tuple[set[Any], set[Any], int]:
+    """Every option that is tried here, the types left out, and how many options there are to try."""
+    tried = {pair for pair in declared_options() if pair[1] not in ELSEWHERE}
+    return tried, set(alternatives_module.NOT_YET), alternatives_module.COUNT
 
 
 @pytest.fixture

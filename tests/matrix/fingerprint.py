@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 
+from ludwig_peft_plugin.adapters.base import AdapterConfig
+from ludwig_peft_plugin.adapters.io import stored_adapter
 
-def shapes(case: Any, model: Any) -> dict[str, Any]:
+STEPS, STEPS_WITH_SCHEDULE = 3, 12
+"""How long runs are: of types that do nothing beside gradient steps, and of those that act at some of them."""
+
+
+def shapes(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return names, shapes and kinds of all tensors of the model: what was added, and what is trained."""
     named = (*model.named_parameters(), *model.named_buffers())
     return {name: (tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in named}
 
 
-def initial_values(case: Any, model: Any) -> dict[str, Any]:
+def initial_values(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the values of all tensors as the adapter starts."""
     named = (*model.named_parameters(), *model.named_buffers())
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
-def outputs(case: Any, model: Any) -> dict[str, Any]:
+def outputs(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the logits at the start and with other values of the adapter, and the gradients there."""
     start = case.logits(model)
     case.disturbed(model)
@@ -29,27 +36,48 @@ def outputs(case: Any, model: Any) -> dict[str, Any]:
     return {"start": start, "logits": logits, **gradients}
 
 
-def training(case: Any, model: Any) -> dict[str, Any]:
-    """Return the trained parameters after some steps in training mode."""
-    case.run(model).train(range(3))
+def stored(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return names, shapes and kinds of what is saved of the adapter."""
+    state = {} if case.trains_base else stored_adapter(model).state
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+
+
+def products(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return in which number format the trainer has a type compute that leaves it to the trainer, by device."""
+    chosen = getattr(case.section(**options), "computes_in_bfloat16", lambda device, precision: None)
+    with mock.patch("torch.cuda.is_bf16_supported", return_value=True):
+        return {name: chosen(torch.device(name), "auto") for name in ("cpu", "cuda")}
+
+
+def training(case: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the trained parameters after some steps in training mode, with what the type does beside them."""
+    acts = getattr(case.cls, "step_hooks", AdapterConfig.step_hooks) is not AdapterConfig.step_hooks
+    case.run(model, **options).train(range(STEPS_WITH_SCHEDULE if acts else STEPS))
     return {name: parameter.detach().clone() for name, parameter in case.trained(model).items()}
 
 
-ASPECTS: tuple[Callable[[Any, Any], dict[str, Any]], ...] = (shapes, initial_values, outputs, training)
+ASPECTS: tuple[Callable[[Any, Any, dict[str, Any]], dict[str, Any]], ...] = (
+    shapes,
+    initial_values,
+    stored,
+    products,
+    outputs,
+    training,
+)
 
 
 class Fingerprint:
-    """What was observed of one adapter; later aspects are looked at only when they are asked for."""
+    """What was observed of an adapter with some options; later aspects are looked at only when they are asked for."""
 
-    def __init__(self, case: Any, attach: Callable[[], Any]) -> None:
-        self._case = case
-        self._model = attach()
+    def __init__(self, case: Any, options: dict[str, Any]) -> None:
+        self._case, self._options = case, options
+        self._model = case.attach(**options)
         self._found: list[dict[str, Any]] = []
 
     def aspect(self, number: int) -> dict[str, Any]:
         """Return one of `ASPECTS`; they follow one another on the same model."""
         while len(self._found) <= number:
-            self._found.append(ASPECTS[len(self._found)](self._case, self._model))
+            self._found.append(ASPECTS[len(self._found)](self._case, self._model, self._options))
         return self._found[number]
 
     def difference(self, other: Fingerprint) -> str | None:

@@ -24,12 +24,12 @@ class Run:
         model: it.
     """
 
-    def __init__(self, case: Any, model: Any) -> None:
+    def __init__(self, case: Any, model: Any, **options: Any) -> None:
         self.model = model
         self._case = case
         parameters = list(case.trained(model).values())
         self._optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-        make_hooks = getattr(case.section(), "step_hooks", None)
+        make_hooks = getattr(case.section(**options), "step_hooks", None)
         self._hooks = make_hooks(model, TOTAL_STEPS) if make_hooks else None
         self._checkpoint = TrainingCheckpoint(LocalStrategy(), model, self._optimizer)
         self._of_hooks: Any = None

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
 
     from ludwig_peft_plugin.adapters.step_hooks import StepHooks
 
+OF_CHOICE = (
+    "asa_target_subspaces",
+    "init_warmup",
+    "final_warmup",
+    "mask_interval",
+    "asa_importance_beta",
+    "asa_uncertainty_beta",
+    "asa_schedule_exponent",
+)
+"""Options of how subspaces are frozen while training."""
+
 
 @peft_method("adamss")
 class AdamssConfig(PeftMethod):
@@ -44,7 +55,7 @@ class AdamssConfig(PeftMethod):
     texts: ClassVar[dict[str, str]] = {
         "r": "Singular vectors of a weight that are looked at; at most what the weight has.",
         "num_subspaces": "Subspaces of each layer.",
-        "subspace_rank": "Rank of the update in each subspace.",
+        "subspace_rank": "Rank of the update in each subspace; the largest one with `use_dynamic_rank`.",
         "use_dynamic_rank": "Whether a subspace's rank is the number of its singular values above `svd_threshold` "
         "times the largest one.",
         "svd_threshold": "See `use_dynamic_rank`.",
@@ -58,6 +69,23 @@ class AdamssConfig(PeftMethod):
         "asa_schedule_exponent": "How fast subspaces are frozen: 3 most of them early, 1 evenly.",
         "random_seed": "Seed of the decomposition and the clustering, which are made again when the adapter is loaded.",
     }
+
+    def problems(self) -> list[str]:
+        """Refuse options of a choice of subspaces, or of ranks, that is not made."""
+        options: Any = self
+        problems = super().problems()
+        if not options.use_asa:
+            problems += self.idle("use_asa: true", *OF_CHOICE)
+        elif options.init_warmup >= options.final_warmup:
+            problems.append(
+                f"init_warmup: {options.init_warmup} is not below final_warmup: {options.final_warmup}, which leaves "
+                "no step for freezing subspaces; lower it."
+            )
+        if not options.use_dynamic_rank:
+            problems += self.idle("use_dynamic_rank: true", "svd_threshold")
+        elif options.subspace_rank == 1:
+            problems.append("use_dynamic_rank has no effect with subspace_rank: 1; give the largest rank there may be.")
+        return problems
 
     def step_hooks(self, model: "PeftModel", total_steps: int) -> "StepHooks | None":
         """Return what freezes subspaces while training, None without `use_asa`."""

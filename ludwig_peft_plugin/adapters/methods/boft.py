@@ -49,13 +49,18 @@ class BoftConfig(PeftMethod):
         extra = ["boft_block_num and boft_block_size say the same in two ways; give one of them."] if both else []
         return [*super().problems(), *extra]
 
+    def peft_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `peft.BOFTConfig`, whose default size would contradict a number of blocks."""
+        options: Any = self
+        return super().peft_arguments() | ({"boft_block_size": 0} if options.boft_block_num else {})
+
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the block size, and check those given."""
         options: Any = self
         sizes, reach = inputs(shapes), 2 ** (options.boft_n_butterfly_factor - 1)
         if options.boft_block_num:
             check_divides("boft_block_num", options.boft_block_num, sizes, "inputs")
-            return {"boft_block_size": 0}
+            return {}
         block = options.boft_block_size or largest_common(sizes, BLOCK)
         check_divides("boft_block_size", block, sizes, "inputs")
         check_divides("boft_n_butterfly_factor", block * reach, sizes, "inputs (block size times 2^(factor - 1))")

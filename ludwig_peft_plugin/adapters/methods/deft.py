@@ -35,4 +35,5 @@ class DeftConfig(PeftMethod):
         """Refuse options that `para` leaves without an effect."""
         options: Any = self
         idle = [name for name in ("alpha", "deft_dropout") if options.para and getattr(options, name)]
-        return [*super().problems(), *(f"{name} has no effect with para: true; remove it." for name in idle)]
+        problems = [*super().problems(), *(f"{name} has no effect with para: true; remove it." for name in idle)]
+        return problems + ([] if options.init_weights is False else self.idle("init_weights: false", "init_scale"))

@@ -22,6 +22,9 @@ class HiraConfig(PeftMethod):
     peft_type: ClassVar[str] = "HIRA"
     title: ClassVar[str] = "HiRA"
     summary: ClassVar[str] = "Multiplies each weight by element with one plus a trained low-rank matrix."
+    removed: ClassVar[dict[str, str]] = {
+        "rank_pattern": "PEFT's HiRA reads it and gives every layer the rank `r`",
+    }
     texts: ClassVar[dict[str, str]] = {
         "r": "Rank of the matrix that the weight is multiplied with.",
         "hira_dropout": "Dropout on the input of the update while training.",

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from transformers.pytorch_utils import Conv1D
+
 from ludwig_peft_plugin.adapters.lora_options import target_modules_option
 from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
 from ludwig_peft_plugin.adapters.peft_schema import BOOLEAN, COMMON, Values
@@ -39,7 +41,7 @@ class IA3Config(PeftMethod):
     texts: ClassVar[dict[str, str]] = {
         "feedforward_modules": "Which of `target_modules` have their inputs scaled instead of their outputs. Null "
         "takes those that lead back from the inside of a feed-forward layer (of Llama `down_proj`).",
-        "fan_in_fan_out": "Of Ludwig's own type. PEFT reads it off the layers, whatever is given.",
+        "fan_in_fan_out": "Of Ludwig's own type. It follows from the layers; true where none is a Conv1D is an error.",
         "init_ia3_weights": "Whether vectors start at one. With false they start at random and change the model before "
         "it is trained.",
     }
@@ -63,6 +65,12 @@ class IA3Config(PeftMethod):
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the feed-forward modules among the adapted ones, by full names, and check those given."""
         options: Any = self
+        transposed = any(isinstance(base.get_submodule(name), Conv1D) for name in shapes)
+        if options.fan_in_fan_out and not transposed:
+            raise AdapterError(
+                "adapter.fan_in_fan_out: true is for Conv1D layers, as GPT-2's, and the base's are Linear; leave it "
+                "out, it follows from the layers."
+            )
         if isinstance(options.feedforward_modules, str):
             return {}
         given = options.feedforward_modules

@@ -1,9 +1,14 @@
 """`adapter: {type: lokr}`: the Kronecker product of two small matrices beside each weight."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
 from ludwig_peft_plugin.adapters.peft_schema import Values, one_of
+from ludwig_peft_plugin.adapters.shapes import Shapes
+from ludwig_peft_plugin.errors import AdapterError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @peft_method("lokr", replace=True)
@@ -36,3 +41,23 @@ class LoKrConfig(PeftMethod):
         "init_weights": "How factors start: `true` and `lycoris` each with another factor at zero, `false` at random, "
         "which changes the model before it is trained.",
     }
+
+    def problems(self) -> list[str]:
+        """Refuse to scale what a dropout leaves where there is none."""
+        options: Any = self
+        idle = [] if options.rank_dropout else self.idle("rank_dropout", "rank_dropout_scale")
+        return [*super().problems(), *idle]
+
+    def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
+        """Check that some layer has a first factor large enough to be decomposed, where it is to be."""
+        from peft.tuners.lokr.layer import factorization
+
+        options: Any = self
+        rank = min([options.r, *(options.rank_pattern or {}).values()])
+        factors = [factorization(size, options.decompose_factor)[0] for shape in shapes.values() for size in shape]
+        if options.decompose_both and rank >= max(factors) / 2:
+            raise AdapterError(
+                f"adapter.decompose_both has no effect with r: {rank}: first factors are at most {max(factors)} wide, "
+                "and only those of more than 2 r are decomposed. Lower r, or leave it out."
+            )
+        return {}

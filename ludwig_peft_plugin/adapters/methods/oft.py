@@ -31,12 +31,17 @@ class OftConfig(PeftMethod):
     title: ClassVar[str] = "OFT"
     summary: ClassVar[str] = "Rotates the input of each weight by trained blocks, which keeps angles among neurons."
     defaults: ClassVar[dict[str, Any]] = {"oft_block_size": None}
-    values: ClassVar[dict[str, Values]] = {"r": NOT_NEGATIVE, "oft_block_size": POSITIVE, "eps": ABOVE_ZERO}
+    values: ClassVar[dict[str, Values]] = {
+        "r": NOT_NEGATIVE,
+        "oft_block_size": POSITIVE,
+        "eps": ABOVE_ZERO,
+        "module_dropout": Values({"enum": [0.0]}, "0: PEFT's OFT never applies its dropout"),
+    }
     texts: ClassVar[dict[str, str]] = {
         "r": "Number of blocks per layer, instead of their size. 0 leaves it to `oft_block_size`.",
         "oft_block_size": "Size of the rotated blocks; divides the inputs of every adapted layer. Larger blocks mean "
         "more parameters. Null is 32 where that divides all inputs.",
-        "module_dropout": "Share of blocks that stay unrotated in a training step.",
+        "module_dropout": "Of Ludwig's own type; 0.",
         "coft": "Whether Q is kept within `eps` of zero (constrained OFT).",
         "eps": "How far `coft` lets blocks turn.",
         "block_share": "Whether the blocks of a layer are one and the same.",
@@ -45,11 +50,20 @@ class OftConfig(PeftMethod):
     }
 
     def problems(self) -> list[str]:
-        """Refuse a size and a number of blocks together."""
+        """Refuse a size and a number of blocks together, and options that others leave without an effect."""
         options: Any = self
         both = options.r and options.oft_block_size
         extra = ["r and oft_block_size say the same in two ways; give one of them."] if both else []
+        if not options.coft:
+            extra += self.idle("coft: true", "eps")
+        if not options.use_cayley_neumann:
+            extra += self.idle("use_cayley_neumann: true", "num_cayley_neumann_terms")
         return [*super().problems(), *extra]
+
+    def peft_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `peft.OFTConfig`, whose default size would contradict a number of blocks."""
+        options: Any = self
+        return super().peft_arguments() | ({"oft_block_size": 0} if options.r else {})
 
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the block size, and check those given."""
@@ -57,7 +71,7 @@ class OftConfig(PeftMethod):
         sizes = inputs(shapes)
         if options.r:
             check_divides("r", options.r, sizes, "inputs")
-            return {"oft_block_size": 0}
+            return {}
         block = options.oft_block_size or largest_common(sizes, BLOCK)
         check_divides("oft_block_size", block, sizes, "inputs")
         return {"oft_block_size": block}

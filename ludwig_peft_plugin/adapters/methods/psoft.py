@@ -45,6 +45,16 @@ class PsoftConfig(PeftMethod):
         "cayley_neumann_eps": "Bound of the skew-symmetric matrix for that series. Null has none.",
     }
 
+    def problems(self) -> list[str]:
+        """Refuse options of an approximation that is not made."""
+        options: Any = self
+        problems = super().problems()
+        if options.psoft_svd != "lowrank":
+            problems += self.idle("psoft_svd: lowrank", "psoft_svd_lowrank_niter", "random_seed")
+        if not options.use_cayley_neumann:
+            problems += self.idle("use_cayley_neumann: true", "num_cayley_neumann_terms", "cayley_neumann_eps")
+        return problems
+
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Check that every weight has so many directions."""
         options: Any = self

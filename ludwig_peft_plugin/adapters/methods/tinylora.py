@@ -28,7 +28,7 @@ class TinyLoraConfig(PeftMethod):
     peft_type: ClassVar[str] = "TINYLORA"
     title: ClassVar[str] = "TinyLoRA"
     summary: ClassVar[str] = "Trains a few numbers per layer, spread over the weight's main singular vectors."
-    values: ClassVar[dict[str, Values]] = {"weight_tying": SHARE, "init_weights": one_of(True, False, "uniform")}
+    values: ClassVar[dict[str, Values]] = {"weight_tying": SHARE, "init_weights": one_of(True, "uniform")}
     texts: ClassVar[dict[str, str]] = {
         "r": "Singular vectors per layer.",
         "u": "Trained numbers per layer (or per group of layers that share them).",
@@ -37,8 +37,14 @@ class TinyLoraConfig(PeftMethod):
         "init_v_bound": "Bound of the start with `init_weights: uniform`.",
         "tinylora_dropout": "Dropout on the input of the update while training.",
         "init_weights": "How v starts: `true` at zero, `uniform` at random, which changes the model before it is "
-        "trained (`false` leaves it to PEFT).",
+        "trained.",
     }
+
+    def problems(self) -> list[str]:
+        """Refuse the bound of a random start where the start is not random."""
+        options: Any = self
+        idle = [] if options.init_weights == "uniform" else self.idle("init_weights: uniform", "init_v_bound")
+        return [*super().problems(), *idle]
 
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Check that every weight has so many singular vectors."""
