@@ -11,6 +11,8 @@ from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Helpers around `ludwig train` for language models.")
 console = Console()
+if not console.is_terminal:
+    console.width = 250  # rich would cut tables for a file or a pipe to 80 columns
 problems = Console(stderr=True)
 
 

@@ -47,7 +47,7 @@ def test_a_config_counts_its_own_options_on_its_own_base(tmp_path, registered):
 
 
 def test_the_table_names_types_and_papers(registered):
-    result = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "300"})
+    result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
     for text in ("qlora", "reparameterisation", "Hu et al. 2021", "4 bit"):
         assert text in result.stdout
