@@ -7,15 +7,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ludwig.error import ConfigValidationError
 from peft import PeftConfig, PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from ludwig_peft_plugin.adapters.base import AdapterConfig, Batches, register
+from ludwig_peft_plugin.adapters.base import Batches, register
+from ludwig_peft_plugin.adapters.derived import DerivedConfig
 from ludwig_peft_plugin.adapters.lora_options import target_modules_option
 from ludwig_peft_plugin.adapters.peft_methods import METHODS
-from ludwig_peft_plugin.adapters.peft_options import derive, not_offered, own_fields, with_options
-from ludwig_peft_plugin.adapters.peft_schema import Values
+from ludwig_peft_plugin.adapters.peft_options import derive, own_fields, with_options
 from ludwig_peft_plugin.adapters.shapes import Shapes, shapes_of
 from ludwig_peft_plugin.errors import AdapterError
 
@@ -24,18 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PeftMethod(AdapterConfig):
+class PeftMethod(DerivedConfig):
     """A type whose adapter PEFT builds. A subclass names the method and states what we do otherwise than PEFT.
 
     Attributes:
-        peft_type: the method's name in PEFT's registry.
-        title: its name as users know it.
-        summary: what it does, in a sentence or two.
-        renamed: option by field of the PEFT config, where Ludwig has another name for it.
-        removed: fields of the PEFT config that are no option, with the reason.
-        defaults: defaults by option, where ours differ from PEFT's.
-        texts: descriptions by option, where PEFT's help does not serve.
-        values: values an option takes, where PEFT's annotation does not say.
         shared_by_name: layers of one name share parameters, so `all-linear` is resolved to names and not to layers.
     """
 
@@ -44,42 +35,9 @@ class PeftMethod(AdapterConfig):
     several: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
 
-    peft_type: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    renamed: ClassVar[dict[str, str]] = {}
-    removed: ClassVar[dict[str, str]] = {}
-    defaults: ClassVar[dict[str, Any]] = {}
-    texts: ClassVar[dict[str, str]] = {}
-    values: ClassVar[dict[str, Values]] = {}
     shared_by_name: ClassVar[bool] = False
 
     target_modules: list[str] | str | None = target_modules_option(default="all-linear")
-
-    def __post_init__(self) -> None:
-        """Refuse options that say where adapters go and contradict each other."""
-        for problem in self.problems():
-            raise ConfigValidationError(f"adapter.{problem}")
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name shown to users."""
-        return cls.title
-
-    @classmethod
-    def description(cls) -> str:
-        """Return what the adapter does, in a sentence or two."""
-        return cls.summary
-
-    @classmethod
-    def peft_config(cls) -> type[PeftConfig]:
-        """Return the method's config class in PEFT."""
-        return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(cls.peft_type)]
-
-    @classmethod
-    def not_offered(cls) -> dict[str, str]:
-        """Return the fields of the PEFT config that are no option, with the reason."""
-        return not_offered(cls.peft_config(), cls.removed, cls.renamed)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the options, whatever the base; each begins with the option's name."""
@@ -109,15 +67,6 @@ class PeftMethod(AdapterConfig):
         """Return the modules PEFT adapts in an architecture when none are given, None where it has no such list."""
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(self.peft_type)]
         return (getattr(tuner, "target_module_mapping", None) or {}).get(model_type)
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the PEFT config, by PEFT's names; what is null is left to PEFT."""
-        arguments = {}
-        for name in own_fields(self.peft_config()):
-            value = getattr(self, self.renamed.get(name, name), None)
-            if value is not None and name not in self.removed:
-                arguments[name] = value
-        return arguments
 
     def to_config(self, task_type: str | None = None, **kwargs: Any) -> PeftConfig:
         """Return the PEFT config of these options; `kwargs` replace PEFT arguments and unknown ones are ignored.

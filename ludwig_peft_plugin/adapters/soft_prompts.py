@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ludwig.error import ConfigValidationError
-from peft import PeftConfig, PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft import PeftConfig
 
-from ludwig_peft_plugin.adapters.base import AdapterConfig, Batches, register
-from ludwig_peft_plugin.adapters.peft_options import derive, not_offered, own_fields, with_options
-from ludwig_peft_plugin.adapters.peft_schema import POSITIVE, Values
+from ludwig_peft_plugin.adapters.base import Batches, register
+from ludwig_peft_plugin.adapters.derived import DerivedConfig
+from ludwig_peft_plugin.adapters.peft_options import derive, own_fields, with_options
+from ludwig_peft_plugin.adapters.peft_schema import POSITIVE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,21 +44,11 @@ TEXTS = {
 }
 
 
-class SoftPrompt(AdapterConfig):
+class SoftPrompt(DerivedConfig):
     """Virtual tokens before every row; the base itself is not changed. A subclass is one way to make them.
 
     The weights are float32, also over a 16-bit or quantised base. Rows with virtual tokens are packed without padding
     like all others (`engine/virtual_tokens.py`), generation is batched, and gradient checkpointing changes no number.
-
-    Attributes:
-        peft_type: the method's name in PEFT's registry.
-        title: its name as users know it.
-        summary: what it does, in a sentence or two.
-        renamed: option by field of the PEFT config, where ours has another name.
-        removed: further fields of the PEFT config that are no option, with the reason.
-        defaults: defaults by option, where ours differ from PEFT's.
-        texts: descriptions by option, where PEFT's help does not serve.
-        values: values an option takes, where PEFT's annotation does not say.
     """
 
     family: ClassVar[str] = "soft prompt"
@@ -68,39 +57,7 @@ class SoftPrompt(AdapterConfig):
     quantized_base: ClassVar[bool] = True
     soft_prompt: ClassVar[bool] = True
 
-    peft_type: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    summary: ClassVar[str] = ""
-    renamed: ClassVar[dict[str, str]] = {}
-    removed: ClassVar[dict[str, str]] = {}
-    defaults: ClassVar[dict[str, Any]] = {}
-    texts: ClassVar[dict[str, str]] = {}
-    values: ClassVar[dict[str, Values]] = {}
-
-    def __post_init__(self) -> None:
-        """Refuse options that contradict each other or can have no effect."""
-        for problem in self.problems():
-            raise ConfigValidationError(f"adapter.{problem}")
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the name shown to users."""
-        return cls.title
-
-    @classmethod
-    def description(cls) -> str:
-        """Return what the adapter does, in a sentence or two."""
-        return cls.summary
-
-    @classmethod
-    def peft_config(cls) -> type[PeftConfig]:
-        """Return the method's config class in PEFT."""
-        return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(cls.peft_type)]
-
-    @classmethod
-    def not_offered(cls) -> dict[str, str]:
-        """Return the fields of the PEFT config that are no option, with the reason."""
-        return not_offered(cls.peft_config(), REMOVED | cls.removed, cls.renamed)
+    removed_from_all: ClassVar[Mapping[str, str]] = REMOVED
 
     @property
     def start(self) -> str:
@@ -130,15 +87,6 @@ class SoftPrompt(AdapterConfig):
         if self.start != "text" and text is not None:
             return ["init_text has no effect without init: text; add that, or remove it."]
         return []
-
-    def peft_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the PEFT config, by PEFT's names; what is null is left to PEFT."""
-        arguments = {}
-        for name in own_fields(self.peft_config()):
-            value = getattr(self, self.renamed.get(name, name), None)
-            if value is not None and name not in REMOVED | self.removed:
-                arguments[name] = value
-        return arguments
 
     def to_config(self, task_type: str | None = None, **kwargs: Any) -> PeftConfig:
         """Return the PEFT config of these options; `kwargs` replace PEFT arguments and unknown ones are ignored."""
