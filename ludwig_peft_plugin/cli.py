@@ -148,6 +148,7 @@ def compare(
         Path | None, typer.Option(help="A YAML of options by method, as `bottleneck: {reduction_factor: 8}`.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The random seed of every run.")] = 42,
+    at_once: Annotated[int, typer.Option("--jobs", min=1, help="How many to train at a time, over all GPUs.")] = 1,
 ) -> None:
     """Train several adapter types on one dataset, each in its own process, and report loss, memory and time."""
     from ludwig_peft_plugin.register import register
@@ -163,7 +164,14 @@ def compare(
         given = load_yaml(str(overrides)) if overrides is not None else {}
         names = methods.split(",")
         results = run(
-            load_yaml(str(config)), names, out, title=config.stem, overrides=given, seed=seed, console=console
+            load_yaml(str(config)),
+            names,
+            out,
+            title=config.stem,
+            overrides=given,
+            seed=seed,
+            at_once=at_once,
+            console=console,
         )
     except (ConfigValidationError, PluginError, OSError) as error:
         problems.print(str(error), style="red", markup=False, highlight=False)

@@ -22,6 +22,7 @@ def compare(
     title: str,
     overrides: dict[str, Any] | None = None,
     seed: int = 42,
+    at_once: int = 1,
     console: Console,
 ) -> list[Result]:
     """Train the methods, write the report to `out` after each of them, and return the results.
@@ -33,6 +34,7 @@ def compare(
         title: of the report.
         overrides: by method, in the place of those in the config's `compare` section.
         seed: of every run.
+        at_once: how many are trained at the same time.
         console: where progress is shown.
 
     Raises:
@@ -60,8 +62,7 @@ def compare(
             progress.advance(task)
             progress.console.print(_line(result, earlier), markup=False, highlight=False)
 
-        results = run_jobs(planned, out, started=started, finished=finished)
-    return results
+        return run_jobs(planned, out, at_once=at_once, started=started, finished=finished)
 
 
 def _line(result: Result, earlier: bool) -> str:

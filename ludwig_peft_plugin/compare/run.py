@@ -1,14 +1,18 @@
-"""Run a comparison: each method once, one after the other, going on where an earlier call has stopped."""
+"""Run a comparison: each method once, one or several at a time, going on where an earlier call has stopped."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from ludwig_peft_plugin.compare.plan import Job
 from ludwig_peft_plugin.compare.results import Result, failed, read_result, write_result
@@ -23,6 +27,7 @@ def run_jobs(
     jobs: Sequence[Job],
     out: Path,
     *,
+    at_once: int = 1,
     started: Callable[[Job], None] = lambda job: None,
     finished: Callable[[Job, Result, bool], None] = lambda job, result, earlier: None,
     runner: Runner | None = None,
@@ -35,38 +40,76 @@ def run_jobs(
     Args:
         jobs: what to train.
         out: has or gets a folder for each method.
-        started: called before a method is trained.
+        at_once: how many are trained at the same time. The first is trained alone: the others read its tokens.
+        started: called before a method is trained; never twice at the same time, nor beside `finished`.
         finished: called with each result, and whether it was there already.
         runner: trains one; by default a new Python process.
     """
-    train = runner or run_process
-    results = []
-    for job in jobs:
+    train, lock = runner or processes(at_once), threading.Lock()
+
+    def result_of(job: Job) -> Result:
         folder = out / job.method
-        earlier = read_result(folder)
-        if earlier is not None and earlier.key == job.key and earlier.error is None:
-            results.append(earlier)
-            finished(job, earlier, True)
-            continue
-        started(job)
-        _prepare(folder, job, keep=earlier is None)
-        begun = time.monotonic()
-        code = train(folder)
         result = read_result(folder)
-        if result is None:
-            text = f"the process ended with exit code {code} and no result; see {folder.name}/{LOG}"
-            result = failed(job.method, job.key, text, time.monotonic() - begun)
-            write_result(folder, result)
-        results.append(result)
-        finished(job, result, False)
-    return results
+        earlier = result is not None and result.key == job.key and result.error is None
+        if result is None or not earlier:
+            with lock:
+                started(job)
+            result = _trained(job, folder, train, keep=result is None)
+        with lock:
+            finished(job, result, earlier)
+        return result
+
+    first = [result_of(job) for job in jobs[:1]]
+    with ThreadPoolExecutor(at_once) as pool:
+        return first + list(pool.map(result_of, jobs[1:]))
 
 
-def run_process(folder: Path) -> int:
-    """Train the job in `folder` in a new Python process, its output in `log.txt`; return the exit code."""
+def _trained(job: Job, folder: Path, train: Runner, *, keep: bool) -> Result:
+    _prepare(folder, job, keep=keep)
+    begun = time.monotonic()
+    code = train(folder)
+    result = read_result(folder)
+    if result is None:
+        text = f"the process ended with exit code {code} and no result; see {folder.name}/{LOG}"
+        result = failed(job.method, job.key, text, time.monotonic() - begun)
+        write_result(folder, result)
+    return result
+
+
+def processes(at_once: int) -> Runner:
+    """Return a runner that trains each job in a new Python process; `at_once` of them share the GPUs evenly."""
+    import torch
+
+    count = torch.cuda.device_count()
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = seen.split(",") if seen else [str(number) for number in range(count)]
+    if at_once == 1 or count < 2:
+        return run_process
+    free: SimpleQueue[str] = SimpleQueue()
+    for number in range(at_once):
+        free.put(names[number % count])
+
+    def runner(folder: Path) -> int:
+        device = free.get()
+        try:
+            return run_process(folder, device)
+        finally:
+            free.put(device)
+
+    return runner
+
+
+def run_process(folder: Path, device: str | None = None) -> int:
+    """Train the job in `folder` in a new Python process, its output in `log.txt`; return the exit code.
+
+    Args:
+        folder: of the job.
+        device: the one GPU the process sees, as CUDA_VISIBLE_DEVICES names it; None for all that this one sees.
+    """
+    environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
     with open(folder / LOG, "a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "ludwig_peft_plugin.compare.worker", str(folder)]
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment).returncode
 
 
 def _prepare(folder: Path, job: Job, *, keep: bool) -> None:

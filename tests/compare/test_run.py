@@ -1,6 +1,7 @@
 """Running a comparison: nothing is trained twice, a failure does not stop the others, interrupted runs go on."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,35 @@ def test_what_is_done_is_not_repeated_and_what_failed_is(tmp_path):
     assert trained == ["lora"]
     assert not (tmp_path / "lora" / "left_over").exists()
     assert [result.error for result in results] == [None, None, None]
+
+
+def test_several_at_once_wait_for_the_first_and_come_back_in_order(tmp_path):
+    together, first = threading.Barrier(2, timeout=30), threading.Event()
+
+    def runner(folder: Path) -> int:
+        job = json.loads((folder / "job.json").read_text())
+        if job["method"] == "base":
+            first.set()
+        else:
+            assert first.is_set()
+            together.wait()  # only passed by two that run at the same time
+        write_result(folder, Result(job["method"], job["key"], trained=1, total=100, test_loss=1.0))
+        return 0
+
+    results = run.run_jobs(JOBS, tmp_path, at_once=2, runner=runner)
+    assert [result.method for result in results] == ["base", "lora", "ia3"]
+
+
+def test_runs_at_once_share_the_gpus_evenly(tmp_path, monkeypatch):
+    seen: list[str | None] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(run, "run_process", lambda folder, device=None: seen.append(device) or 0)
+    train = run.processes(2)
+    for _ in range(4):
+        train(tmp_path)
+    assert sorted(seen) == ["3", "3", "5", "5"]
+    assert run.processes(1) is run.run_process
 
 
 def test_other_settings_are_trained_anew_and_an_interrupted_run_keeps_its_folder(tmp_path):
