@@ -81,14 +81,13 @@ def takes_short_kernel(x: Tensor, size: int, cu_seqlens: Tensor, max_length: int
     """
     sequences = len(cu_seqlens) - 1
     return (
-        x.is_cuda
-        and x.dtype in (torch.bfloat16, torch.float16)
+        has_16_bit_kernels(x)
         and size in (32, 64, 128)
         and max_length <= LONGEST_SHORT
         and sequences <= MOST_SHORT
         and len(x) != sequences * max_length
         and (window is None or window >= max_length)
-        and torch.cuda.get_device_capability(x.device)[0] >= 8
+        and not torch.compiler.is_compiling()  # Inductor cannot trace the kernel's backward pass for changing sizes
     )
 
 
@@ -139,12 +138,13 @@ def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, length: int, scale
 
 def has_varlen_kernel(query: Tensor) -> bool:
     """Return whether flash attention takes these queries: a GPU from Ampere on, 16 bits, heads of at most 256."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] <= 256
-        and torch.cuda.get_device_capability(query.device)[0] >= 8
-    )
+    return has_16_bit_kernels(query) and query.shape[-1] <= 256
+
+
+def has_16_bit_kernels(x: Tensor) -> bool:
+    """Return whether `x` is in 16 bits on a GPU that has kernels for that: from Ampere on."""
+    sixteen = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    return sixteen and torch.cuda.get_device_capability(x.device)[0] >= 8
 
 
 def _padded_attention(

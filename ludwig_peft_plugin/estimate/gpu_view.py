@@ -54,12 +54,12 @@ def _on_meta(original: Callable[..., Any], fused: Callable[..., Any]) -> Callabl
     return chosen
 
 
-def _has_varlen_kernel(query: Tensor) -> bool:
-    return query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
+def _in_16_bits(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)
 
 
 def _needs_own_heads(query: Tensor) -> bool:
-    return query.dtype not in (torch.bfloat16, torch.float16)
+    return not _in_16_bits(query)
 
 
 def _yes(*_: Any) -> bool:
@@ -72,7 +72,7 @@ def _no(*_: Any) -> bool:
 
 _ANSWERS: dict[str, Functions] = {
     "ludwig_peft_plugin.engine.attention": {
-        "has_varlen_kernel": _has_varlen_kernel,
+        "has_16_bit_kernels": _in_16_bits,
         "needs_own_heads": _needs_own_heads,
     },
     # A recorded graph holds what the passes it was recorded from held.

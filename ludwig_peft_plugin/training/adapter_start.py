@@ -38,6 +38,9 @@ class AdapterStart(Trainer):
         """
         if self.model.awaits_data:
             return
+        if self.config.embedding_offload and not self._embedding_offloaded:
+            offload_embedding(self.model.model)  # before the optimiser, whose list of parameters would keep the weight
+            self._embedding_offloaded = True
         checkpointing = self.config.enable_gradient_checkpointing
         self.config.enable_gradient_checkpointing = False  # Ludwig would choose PyTorch's, which costs more time
         try:
@@ -53,9 +56,6 @@ class AdapterStart(Trainer):
         if checkpointing:
             layers, offload = self.config.checkpoint_layers, self.config.checkpoint_offload
             enable_checkpointing(self.model.model, layers=layers, offload=offload)
-        if self.config.embedding_offload and not self._embedding_offloaded:
-            offload_embedding(self.model.model)
-            self._embedding_offloaded = True
         if self._compile:
             compile_layers(self.model.model)
 

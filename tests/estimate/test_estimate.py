@@ -164,6 +164,14 @@ def test_settings_that_save_memory(less: dict[str, Any], more: dict[str, Any], m
     assert peaks[0] < peaks[1]
 
 
+def test_short_rows_of_many_lengths_are_followed_too(eight_billion: Any) -> None:
+    """They have an attention kernel of their own, which asks for more than a device that is not there can tell."""
+    from ludwig_peft_plugin.estimate.batch import BatchShape
+
+    estimate = eight_billion.estimate(BatchShape(tokens=1000, sequences=9, longest=200, targets=900))
+    assert estimate.obstacle is None
+
+
 def test_an_offloaded_embedding_is_not_on_the_gpu(make_config: Any) -> None:
     there, away = (
         estimator(make_config(trainer={"embedding_offload": offload}, precision="float32")) for offload in (False, True)

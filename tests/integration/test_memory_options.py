@@ -1,11 +1,17 @@
 """Options that trade time for memory: they change no result, and say where they cannot work."""
 
+import gc
+import shutil
+import weakref
+
 import numpy as np
 import pytest
 from ludwig.callbacks import Callback
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ludwig_peft_plugin.errors import ModelError
+from ludwig_peft_plugin.model.base_model import ASSETS
 
 EXACT_LORA = {"type": "lora", "r": 4, "dropout": 0.0, "target_modules": "all-linear"}
 
@@ -44,3 +50,25 @@ def test_the_layers_asked_for_are_checkpointed_and_nothing_changes(run):
 def test_offloading_from_a_cpu_is_refused(run):
     with pytest.raises(ModelError, match=r"trainer\.checkpoint_offload.*cpu.*Remove the option"):
         run(enable_gradient_checkpointing=True, checkpoint_offload=True)
+
+
+def test_nothing_keeps_an_embedding_that_was_offloaded(make_config, registered, tmp_path, monkeypatch):
+    """The optimiser lists all parameters, frozen ones too; the old weight would stay on the GPU with it."""
+    from ludwig.schema.model_types.base import ModelConfig
+
+    from ludwig_peft_plugin.model.llm import PeftLLM
+    from ludwig_peft_plugin.training.trainer import PeftTrainer
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=4096, tie_word_embeddings=False, **shape)).save_pretrained(tmp_path)
+    for tokenizer in (ASSETS / "tiny-llama-python").glob("tokenizer*"):
+        shutil.copy(tokenizer, tmp_path)
+    trainer = {"type": "finetune", "batch_size": 2, "embedding_offload": True}
+    config = ModelConfig.from_dict(make_config(base_model=str(tmp_path), trainer=trainer))
+    monkeypatch.setattr("ludwig_peft_plugin.engine.embeddings.host_view", lambda weight: weight.clone())
+    llm = PeftLLM(config, _device="cpu")
+    before = weakref.ref(llm.model.get_input_embeddings().weight)
+    trainer = PeftTrainer(config.trainer, llm, device="cpu")
+    gc.collect()
+    assert before() is None
+    assert trainer.optimizer is not None
