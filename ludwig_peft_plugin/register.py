@@ -46,13 +46,14 @@ def _fill_registries() -> None:
     from ludwig.models.predictor import _predictor_registry
     from ludwig.models.registry import model_type_registry
     from ludwig.schema.model_types.base import model_type_schema_registry
-    from ludwig.trainers.registry import get_llm_trainers_registry
+    from ludwig.trainers.registry import get_llm_trainers_registry, get_trainers_registry
 
     import ludwig_peft_plugin.adapters  # noqa: F401  (each adapter registers itself)
     from ludwig_peft_plugin.config.checks import install_checks
     from ludwig_peft_plugin.config.llm_config import LLMConfig
     from ludwig_peft_plugin.config.trainer import register_trainer_config
     from ludwig_peft_plugin.encoders.llm_encoder import PeftLLMEncoder
+    from ludwig_peft_plugin.encoders.trainer import EcdTrainer
     from ludwig_peft_plugin.evaluation.ludwig_metrics import register_text_metrics
     from ludwig_peft_plugin.evaluation.predictor import create_predictor
     from ludwig_peft_plugin.model.llm import create_llm
@@ -63,6 +64,7 @@ def _fill_registries() -> None:
     model_type_registry["llm"] = create_llm
     get_encoder_registry()["text"]["llm"] = PeftLLMEncoder
     register_trainer_config()
+    get_trainers_registry()["ecd"] = EcdTrainer
     get_llm_trainers_registry()["finetune"] = PeftTrainer
     get_llm_trainers_registry()["none"] = PeftInferenceTrainer
     _predictor_registry["llm"] = create_predictor

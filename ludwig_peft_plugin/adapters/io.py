@@ -142,6 +142,16 @@ def add_stored(model: PreTrainedModel | PeftModel, stored: StoredAdapter, name: 
     return adapted
 
 
+def fill_adapter(model: PeftModel, stored: StoredAdapter) -> None:
+    """Give the adapter of `model` the stored tensors, which are for an adapter with the same options.
+
+    Raises:
+        AdapterError: a tensor has no place, or a place no tensor.
+    """
+    _fill(model, stored)
+    _warn_of_other_name(model.get_base_model(), stored)
+
+
 def _check_task(stored: StoredAdapter) -> None:
     task = stored.config.get("task_type")
     if task not in (None, "CAUSAL_LM"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from ludwig.utils.torch_utils import FreezeModule
 
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.config.adapter_types import AdapterSelection
+from ludwig_peft_plugin.encoders.pretrained import load_pretrained
+from ludwig_peft_plugin.encoders.saved import RebuildWhenLoaded
 from ludwig_peft_plugin.encoders.targets import with_default_targets
 from ludwig_peft_plugin.errors import AdapterError
 
@@ -56,18 +59,23 @@ def initialize_encoder(original: Callable[..., Any], feature: Any, encoder_confi
     encoder = original(feature, encoder_config.model_copy(update={"adapter": None}))
     encoder.config.adapter = adapter
     pooled = getattr(encoder_config, "reduce_output", None) == POOLED
+    attach = functools.partial(attach_to_encoder, adapter=adapter, pooled=pooled)
     try:
-        model = attach_to_encoder(encoder.transformer.module, adapter, pooled=pooled)
+        model = attach(encoder.transformer.module)
+        if adapter.pretrained_adapter_weights and not weights_follow(encoder_config):
+            load_pretrained(model, adapter)
     except AdapterError as error:
         raise AdapterError(f"{where}: {error}") from error
     # Ludwig's wrapper keeps a frozen module in evaluation mode, where dropout does nothing.
     encoder.transformer = FreezeModule(model, frozen=not encoder_config.trainable)
+    if weights_follow(encoder_config):
+        RebuildWhenLoaded(attach).install(encoder.transformer)
     _report(where, str(adapter.type), model)
     return encoder
 
 
 def attach_to_encoder(transformer: PreTrainedModel, adapter: BaseAdapterConfig, *, pooled: bool) -> PeftModel:
-    """Return a text encoder's transformer with an adapter; only the adapter's parameters are trainable.
+    """Return a text encoder's transformer with a new adapter; only the adapter's parameters are trainable.
 
     Weights of 16 bits become float32, which is what the other parts of Ludwig's model compute in.
 
@@ -83,7 +91,12 @@ def attach_to_encoder(transformer: PreTrainedModel, adapter: BaseAdapterConfig, 
         transformer.float()
     adapter = with_default_targets(transformer, adapter)
     with _without_unused_pooler(transformer, pooled):
-        return attach_adapter(transformer, adapter)
+        return attach_adapter(transformer, adapter.model_copy(update={"pretrained_adapter_weights": None}))
+
+
+def weights_follow(encoder_config: Any) -> bool:
+    """Return whether a saved model is being loaded, whose weights Ludwig loads once the encoder is built."""
+    return bool(getattr(encoder_config, "saved_weights_in_checkpoint", False))
 
 
 @contextlib.contextmanager

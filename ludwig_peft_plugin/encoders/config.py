@@ -25,6 +25,7 @@ from ludwig_peft_plugin.config.strict import section_problems
 
 DEFAULT_ENCODER = "parallel_cnn"
 LLM_ENCODER = "llm"
+DEFAULT_INIT = (None, "default", True)
 WRITE_IT = "encoder: {type: bert, adapter: {type: lora}}"
 
 
@@ -161,12 +162,13 @@ def fitting_types() -> list[str]:
 
 
 def fits(cls: type[BaseAdapterConfig]) -> bool:
-    """Return whether an adapter type can be put on a text encoder; a class that says nothing may try.
+    """Return whether an adapter type can be put on a text encoder; a class that says nothing may try."""
+    return bool(getattr(cls, "encoder", True)) and not getattr(cls, "default_quantization", None)
 
-    What works on the weights between optimiser steps does not: the trainer of `model_type: ecd` has no place for it.
-    """
-    driven = getattr(cls, "step_hooks", None) is not getattr(AdapterConfig, "step_hooks", None)
-    return bool(getattr(cls, "encoder", True)) and not driven and not getattr(cls, "default_quantization", None)
+
+def works_between_steps(cls: type[BaseAdapterConfig]) -> bool:
+    """Return whether an adapter type may have work to do between optimiser steps."""
+    return getattr(cls, "step_hooks", None) not in (None, AdapterConfig.step_hooks)
 
 
 def _problems(config: dict[str, Any], place: Place) -> Iterator[Problem]:
@@ -200,11 +202,11 @@ def _problems(config: dict[str, Any], place: Place) -> Iterator[Problem]:
         yield Problem(f"{path}.type", f"`{name}` {why}; use one of {fitting}")
         return
     if not place.saved:
-        yield from _without_effect(place, cls, adapter, path)
+        yield from _without_effect(config, place, cls, adapter, path)
 
 
 def _without_effect(
-    place: Place, cls: type[BaseAdapterConfig], adapter: dict[str, Any], path: str
+    config: dict[str, Any], place: Place, cls: type[BaseAdapterConfig], adapter: dict[str, Any], path: str
 ) -> Iterator[Problem]:
     """Yield what would keep the adapter, or one of its options, from taking effect."""
     encoder, feature = place.encoder, place.feature or {}
@@ -229,9 +231,15 @@ def _without_effect(
                 f"{place.path}.pretrained_kwargs.{key}",
                 "gives a quantised encoder, which Ludwig cannot load again; remove it, or use the encoder `llm`",
             )
-    if adapter.get("pretrained_adapter_weights") is not None:
+    if adapter.get("pretrained_adapter_weights") is not None and adapter.get("init_lora_weights") not in DEFAULT_INIT:
         yield Problem(
-            f"{path}.pretrained_adapter_weights", "is not read in an encoder, whose adapter is new; remove it"
+            f"{path}.init_lora_weights", "has no effect: pretrained_adapter_weights gives the weights; remove it"
+        )
+    if works_between_steps(cls) and _backend(config) == "ray":
+        yield Problem(
+            f"{path}.type",
+            f"`{adapter['type']}` works between optimiser steps, which Ludwig's trainer for Ray has no place for; use "
+            "`backend: local`, or another type such as `lora`",
         )
     if (adapter.get("postprocessor") or {}).get("merge_adapter_into_base_model"):
         yield Problem(
@@ -250,8 +258,16 @@ def _without_effect(
         )
     if getattr(resolved, "needs_data", False):
         yield Problem(
-            path, "has an initialisation that reads training rows, which only `model_type: llm` can; use the default"
+            f"{path}.init_lora_weights",
+            "reads training rows, which are not there when an encoder is built; use `default`, `orthogonal` or (not in "
+            "the encoder `llm`) `pissa`",
         )
+
+
+def _backend(config: dict[str, Any]) -> str | None:
+    """Return the type of the backend that a config names, None where it names none."""
+    backend = config.get("backend")
+    return backend.get("type") if isinstance(backend, dict) else backend
 
 
 def _tied_problems(found: list[Place]) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from torch import nn
 from ludwig_peft_plugin.adapters.base import ADAPTER_NAME
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.config.adapter_types import AdapterSelection
+from ludwig_peft_plugin.encoders.pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class PeftLLMEncoder(LLMEncoder):
             if self.config.quantization:
                 self.prepare_for_quantized_training()
             adapter: Any = AdapterSelection().resolve(self.config.adapter)
-            self.model = attach_adapter(self.model, adapter)
+            self.model = attach_adapter(self.model, adapter.model_copy(update={"pretrained_adapter_weights": None}))
+            if adapter.pretrained_adapter_weights and not getattr(self.config, "saved_weights_in_checkpoint", False):
+                load_pretrained(self.model, adapter)
             self.adapter_is_initialized = True
             trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             logger.info("Encoder llm: adapter %s trains %d parameters.", adapter.type, trained)

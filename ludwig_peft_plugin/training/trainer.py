@@ -22,6 +22,7 @@ from ludwig_peft_plugin.evaluation.predictor import PeftPredictor
 from ludwig_peft_plugin.training.adapter_start import AdapterStart
 from ludwig_peft_plugin.training.batch_size import BatchSizeTuning
 from ludwig_peft_plugin.training.checkpoint import TrainingCheckpoint, trained_parameters, write_json
+from ludwig_peft_plugin.training.first_error import first_error_shown
 from ludwig_peft_plugin.training.loss_log import LossLog, StepSummary
 from ludwig_peft_plugin.training.out_of_memory import explained_out_of_memory
 from ludwig_peft_plugin.training.step_rows import SeededBatches, StepRows
@@ -180,7 +181,8 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         # Ludwig's loop must see every batch as a full step.
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         try:
-            results = super().train(self._rows, validation_set, test_set, save_path, **kwargs)
+            with first_error_shown():
+                results = super().train(self._rows, validation_set, test_set, save_path, **kwargs)
         finally:
             self.gradient_accumulation_steps = accumulation
             self._rows = None

@@ -14,7 +14,7 @@ import ludwig_peft_plugin.adapters  # noqa: F401  (registers the types)
 from ludwig_peft_plugin.adapters.base import AdapterConfig
 from ludwig_peft_plugin.config.adapter_types import AdapterSelection
 from ludwig_peft_plugin.encoders.build import attach_to_encoder
-from ludwig_peft_plugin.encoders.config import fits, fitting_types
+from ludwig_peft_plugin.encoders.config import fits, fitting_types, works_between_steps
 from ludwig_peft_plugin.encoders.targets import ATTENTION
 from ludwig_peft_plugin.errors import AdapterError
 
@@ -122,10 +122,9 @@ def test_a_16_bit_encoder_computes_in_float32(text_model: Make) -> None:
     assert hidden(model).dtype == torch.float32
 
 
-def test_a_class_that_works_between_steps_does_not_fit() -> None:
-    class Driven(adapter_registry["lora"]):  # type: ignore[misc]
-        def step_hooks(self, model: Any, total_steps: int) -> Any:
-            return None
-
+def test_a_class_says_whether_it_fits() -> None:
     assert fits(adapter_registry["lora"])
-    assert not fits(Driven)
+    assert fits(adapter_registry["adalora"])
+    assert not fits(adapter_registry["prompt_tuning"])
+    assert works_between_steps(adapter_registry["adalora"])
+    assert not works_between_steps(adapter_registry["lora"])

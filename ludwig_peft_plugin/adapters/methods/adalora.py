@@ -38,7 +38,6 @@ class AdaLoraConfig(PeftMethod):
     good_for: ClassVar[str] = "a fixed budget of ranks, spent on the layers that need it"
     learning_rate: ClassVar[float | None] = 2e-3
     several: ClassVar[bool] = False
-    encoder: ClassVar[bool] = False
     peft_type: ClassVar[str] = "ADALORA"
     title: ClassVar[str] = "AdaLoRA"
     summary: ClassVar[str] = "LoRA whose ranks are taken from layers that need them least while it trains."

@@ -38,7 +38,6 @@ class AdamssConfig(PeftMethod):
     paper: ClassVar[str] = "AdaMSS 2025, https://neurips.cc/virtual/2025/poster/119606"
     good_for: ClassVar[str] = "very few trained parameters, chosen by the structure of each weight"
     learning_rate: ClassVar[float | None] = 5e-3
-    encoder: ClassVar[bool] = False
     peft_type: ClassVar[str] = "ADAMSS"
     title: ClassVar[str] = "AdaMSS"
     summary: ClassVar[str] = (
