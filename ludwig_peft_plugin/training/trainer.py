@@ -62,7 +62,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         self._rows: StepRows | None = None
         self._saved_scheduler: dict[str, Any] | None = None
         self._saved_rates: list[float] = []
-        self._hooks: StepHooks | None = None  # of the adapter, while the loop runs
+        self._hooks: StepHooks | None = None  # of the adapter, over all epochs of a run
         self._saved_hooks: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
 
     def _autocast_dtype(self) -> torch.dtype | None:
@@ -123,9 +123,12 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
     def _step_optimizer(self) -> None:
         self.loss_scaler.unscale_(self.optimizer)
         self.clip_grads(list(trained_parameters(self.model).values()))
+        scale = self.loss_scaler.get_scale() if self._hooks is not None else 1.0
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
         if self._hooks is not None:
+            if self.loss_scaler.get_scale() < scale:  # no step was taken, because these gradients are infinite
+                torch._foreach_zero_([p.grad for p in trained_parameters(self.model).values() if p.grad is not None])
             self._hooks.after_step(self._progress.steps + 1)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -185,7 +188,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
                 results = super().train(self._rows, validation_set, test_set, save_path, **kwargs)
         finally:
             self.gradient_accumulation_steps = accumulation
-            self._rows = None
+            self._rows = self._hooks = None
         if not self.skip_save_model and self.model.config_obj.export:
             splits = {"training": training_set, "validation": validation_set, "test": test_set}
             self._export(save_path, results, time.monotonic() - started, splits)
@@ -209,7 +212,8 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
                 group["lr"] = rate
             self._saved_scheduler = None
         self._progress = progress_tracker
-        self._hooks = self._step_hooks(progress_tracker.total_steps)
+        if self._hooks is None:
+            self._hooks = self._step_hooks(progress_tracker.total_steps)
         batches = SeededBatches(batcher, self)
         try:
             with explained_out_of_memory(self.model.config_obj, "training", lambda: self._micro_batch):
@@ -219,7 +223,7 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         finally:
             batches.close()
             self._losses.write()
-            self._progress = self._hooks = None
+            self._progress = None
 
     def _step_hooks(self, total_steps: int) -> StepHooks | None:
         """Return what the adapter does in each step of this run, where it was interrupted if it is resumed."""

@@ -44,6 +44,17 @@ def test_adalora_trains_resumes_and_ends_at_its_target(tmp_path, make_config, ne
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+def test_what_adalora_has_learned_of_its_ranks_outlasts_an_epoch(tmp_path, make_config, new_model, rows):
+    """The last epoch begins where ranks are settled, and only keeps what was switched off."""
+    trainer = {**TRAINER, "epochs": 3, "steps_per_checkpoint": 0, "checkpoints_per_epoch": 1}
+    results = new_model(make_config(adapter=ADAPTER, trainer=trainer)).train(
+        dataset=rows, output_directory=str(tmp_path)
+    )
+    values = [tensor for name, tensor in adapter(results.output_directory).items() if "lora_E" in name]
+    kept = sum(int((tensor != 0).sum()) for tensor in values)
+    assert kept == ADAPTER["target_r"] * len(values)
+
+
 def test_quantised_base_trains_and_exports(tmp_path, make_config, new_model, rows):
     config = make_config(
         adapter={"type": "loha", "r": 4},
