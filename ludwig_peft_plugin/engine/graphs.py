@@ -136,6 +136,8 @@ class GraphedBackbone:
         self.adapters = adapters_of(base)
         self.parameters = [getattr(adapter, name) for adapter, name in self.adapters]
         self.layers = decoder_layers(base)
+        self.fused = fused_layers(base)
+        self.kept = [layer.memory for layer in self.fused]  # which the graphs write to
         self.places = self._places()
         self.pool = torch.cuda.graph_pool_handle()
         device = self.parameters[0].device
@@ -207,11 +209,16 @@ class GraphedBackbone:
                 setattr(adapter, name, parameter)
 
     def _places(self) -> tuple[int, ...]:
-        """Return what the graphs depend on. It is asked for every micro-batch, so the model is not searched for it."""
+        """Return what the graphs depend on. It is asked for every micro-batch, so the model is not searched for it.
+
+        Whoever switches adapters changes what is trained. A pass with another adapter in between has made the layers
+        find their parts, and memory for them, anew.
+        """
         first = self.layers[0]
         forward = first.__dict__.get("forward")
         return (
-            *(parameter.data_ptr() for parameter in self.parameters),
+            *(parameter.data_ptr() if parameter.requires_grad else 0 for parameter in self.parameters),
+            *(id(layer.memory) for layer in self.fused),
             hash(forward.signature()) if isinstance(forward, FusedForward) else 0,
             id(getattr(first, "_gradient_checkpointing_func", None)),
             self.base.get_input_embeddings().weight.data_ptr(),

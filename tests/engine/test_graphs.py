@@ -1,11 +1,17 @@
-"""Sizes of CUDA graphs: large enough for their batches, and never taken for equally long sequences by mistake."""
+"""CUDA graphs: sizes large enough for their batches and never taken for equally long ones, and how long they last."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from ludwig_peft_plugin.adapters.several.active import set_adapter, use_adapter
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.graphs import Size
+from ludwig_peft_plugin.engine.forward import target_logits
+from ludwig_peft_plugin.engine.graphs import GraphedBackbone, Size
 
 
 def batch(lengths: list[int]) -> MicroBatch:
@@ -46,3 +52,33 @@ def test_joined_sizes_hold_both():
     assert joined.holds(other)
     assert not one.holds(other)
     assert not Size(512, 4, 128).holds(one)  # four sequences of 128: equally long ones only
+
+
+def test_graphs_end_with_the_adapter_they_were_made_for(monkeypatch):
+    """The first layer has no adapter, so nothing in it tells one from the other."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **shape)).requires_grad_(False)
+    settings = {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}
+    model = get_peft_model(base, LoraConfig(r=2, **settings), adapter_name="one")
+    model.add_adapter("two", LoraConfig(r=2, **settings))
+    part = batch([5, 9])
+
+    def runs() -> None:
+        target_logits(model, replace(part, target_positions=torch.tensor([3])))
+
+    runs()
+    graphs = GraphedBackbone(base, base.model)
+    runs()
+    assert graphs.is_valid
+    with use_adapter(model, "two"):
+        assert not graphs.is_valid
+    assert graphs.is_valid, "nothing ran in between"
+    set_adapter(model, "two", trained=["two"])
+    assert not graphs.is_valid
+    set_adapter(model, "one", trained=["one"])
+    assert graphs.is_valid
+    with torch.no_grad(), use_adapter(model, None):
+        runs()
+    assert not graphs.is_valid, "the layers have found their memory anew"
+    assert GraphedBackbone(base, base.model).is_valid

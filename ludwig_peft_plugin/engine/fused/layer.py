@@ -85,6 +85,11 @@ class FusedForward:
         """Return what tells one state of the layer's adapters from another."""
         return _signature(self.layer, None)
 
+    @property
+    def memory(self) -> object:
+        """What holds the memory that passes through the layer read and write: another object when it was made anew."""
+        return self._parts
+
     def groups(self, dtype: torch.dtype) -> list[LinearGroup]:
         """Return the layer's linear layers, by common input; none where the layer cannot be fused."""
         try:
