@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 
-.PHONY: help setup check format test demo bench lock build proof clean
+.PHONY: help setup check format test demo bench lock build proof hyperopt clean
 
 help:
 	@echo "make setup   make .venv with everything in it (PYTHON=... chooses the interpreter)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lock    write requirements.lock anew (ARGS=--upgrade takes newer versions)"
 	@echo "make build   wheel and sdist in dist/"
 	@echo "make proof   install the wheel into a fresh environment, as pip install does, and use it"
+	@echo "make hyperopt  search over adapter types with Optuna and with Ray, in an environment with both (a few minutes)"
 	@echo "make clean   remove what these targets made, but not .venv"
 
 setup: $(READY)
@@ -55,6 +56,10 @@ build: $(READY)
 
 proof: build
 	bash scripts/prove_install.sh $(BIN)/python
+
+# Not part of CI: Ray and what it needs are another half gigabyte to install.
+hyperopt: build
+	bash scripts/prove_hyperopt.sh $(BIN)/python
 
 clean:
 	rm -rf dist build demo_output results api_results .pytest_cache .mypy_cache .ruff_cache

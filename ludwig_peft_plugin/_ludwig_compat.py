@@ -7,7 +7,9 @@ An entry also names the parameters its replacement relies on: when Ludwig change
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from ludwig_peft_plugin._replace import Replacement
@@ -156,7 +158,29 @@ def replacements() -> list[Replacement]:
             "it does not look for the option in the encoders",
             _get_loraplus_lr_ratio,
         ),
+        *(_of_ray() if _has_ray() else ()),
     ]
+
+
+def _has_ray() -> bool:
+    """Whether Ludwig's executor on Ray can be imported; without Ray, or with a part of it, its module fails."""
+    if find_spec("ray") is None:
+        return False
+    try:
+        importlib.import_module("ludwig.hyperopt.execution")
+    except (ImportError, NameError):
+        return False
+    return True
+
+
+def _of_ray() -> Iterator[Replacement]:
+    yield Replacement(
+        "ludwig.hyperopt.execution",
+        "_create_tune_checkpoint",
+        ("save_path",),
+        "a trial that is stopped is evaluated with the weights of its last evaluation but one, or not at all",
+        _create_tune_checkpoint,
+    )
 
 
 def _load_yaml(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -356,6 +380,18 @@ def _get_embedding_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def replacement(self: Any) -> Any:
         return embedding_layer(self)
+
+    return replacement
+
+
+def _create_tune_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.training.search_checkpoint import load_best_first
+
+    @functools.wraps(original)
+    def replacement(save_path: str) -> Any:
+        checkpoint = original(save_path)
+        load_best_first(checkpoint.path)
+        return checkpoint
 
     return replacement
 

@@ -26,6 +26,7 @@ def check(config: Annotated[Path, typer.Argument(help="A YAML file with model_ty
     from ludwig.schema.model_types.base import ModelConfig
     from ludwig.utils.data_utils import load_yaml
 
+    from ludwig_peft_plugin.commands.check import adapter_rows
     from ludwig_peft_plugin.errors import PluginError
 
     try:
@@ -35,7 +36,8 @@ def check(config: Annotated[Path, typer.Argument(help="A YAML file with model_ty
         raise typer.Exit(1) from None
     table = Table(title=f"{config} is valid", show_header=False)
     table.add_row("base model", config_obj.base_model)
-    table.add_row("adapter", config_obj.adapter.type if config_obj.adapter else "none: the whole model is trained")
+    for row in adapter_rows(config_obj):
+        table.add_row(*row)
     table.add_row("quantisation", f"{config_obj.quantization.bits} bit" if config_obj.quantization else "none")
     table.add_row("dataset", str(config_obj.dataset or config_obj.training_set or "given on the command line"))
     table.add_row("exports", ", ".join(entry.format for entry in config_obj.export) or "none")

@@ -2,9 +2,11 @@
 
 import importlib
 import sys
+import types
 
 import pytest
 
+from ludwig_peft_plugin import _ludwig_compat
 from ludwig_peft_plugin._ludwig_compat import replacements
 from ludwig_peft_plugin._replace import MARK, LudwigChangedError, Replacement, apply, undo
 
@@ -57,3 +59,28 @@ def test_a_changed_ludwig_is_a_named_error_and_nothing_is_replaced(name, paramet
     with pytest.raises(LudwigChangedError, match=message):
         apply([fine, changed])
     assert not hasattr(current(fine), MARK)
+
+
+@pytest.mark.parametrize("failure", [None, ImportError, NameError])
+def test_rays_executor_is_replaced_where_it_can_be_imported(failure, monkeypatch):
+    """Ludwig's module fails with a NameError where Ray, or a part of it, is not installed."""
+
+    def imported(name):
+        if failure is not None:
+            raise failure(name)
+
+    monkeypatch.setattr(_ludwig_compat, "find_spec", lambda name: name)
+    monkeypatch.setattr(_ludwig_compat.importlib, "import_module", imported)
+    modules = [entry.module for entry in replacements()]
+    assert ("ludwig.hyperopt.execution" in modules) is (failure is None)
+    monkeypatch.setattr(_ludwig_compat, "find_spec", lambda name: None)
+    assert "ludwig.hyperopt.execution" not in [entry.module for entry in replacements()]
+
+
+def test_what_ray_keeps_of_a_trial_is_made_loadable(tmp_path, monkeypatch):
+    (entry,) = _ludwig_compat._of_ray()
+    seen = []
+    monkeypatch.setattr("ludwig_peft_plugin.training.search_checkpoint.load_best_first", seen.append)
+    checkpoint = types.SimpleNamespace(path=str(tmp_path))
+    assert entry.build(lambda save_path: checkpoint)("model") is checkpoint
+    assert seen == [str(tmp_path)]

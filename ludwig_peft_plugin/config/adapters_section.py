@@ -12,7 +12,7 @@ from ludwig.schema import utils as schema_utils
 from ludwig.schema.llms.peft import BaseAdapterConfig, NamedAdaptersConfig
 
 from ludwig_peft_plugin.adapters.fields import option, section
-from ludwig_peft_plugin.config.adapter_types import AdapterSelection
+from ludwig_peft_plugin.config.adapter_types import AdapterSelection, adapter_class
 from ludwig_peft_plugin.config.problems import Problem
 from ludwig_peft_plugin.config.raw import section as raw_section
 from ludwig_peft_plugin.config.raw import trainer_type
@@ -161,7 +161,7 @@ def several_problems(config: dict[str, Any]) -> Iterator[Problem]:
                     f"adapters.adapters.{name}",
                     "needs pretrained_adapter_weights with trainer.type: none, because nothing is trained",
                 )
-    yield from _sharing_problems(named, merge)
+    yield from _sharing_problems(named, merge, active)
 
 
 def _name_problems(named: dict[str, Any]) -> Iterator[Problem]:
@@ -190,9 +190,10 @@ def _merge_problems(merge: dict[str, Any], named: dict[str, Any]) -> Iterator[Pr
         yield Problem("adapters.merge.name", f"{name!r} is the name of another adapter; choose a new one")
 
 
-def _sharing_problems(named: dict[str, Any], merge: dict[str, Any]) -> Iterator[Problem]:
-    """Yield which adapters cannot be on one base, or be merged, by what their classes and methods say."""
+def _sharing_problems(named: dict[str, Any], merge: dict[str, Any], active: list[Any]) -> Iterator[Problem]:
+    """Yield which adapters cannot be on one base, be active together or be merged, by what their methods say."""
     kinds: dict[str, Any] = {}
+    ranks: dict[str, Any] = {}
     for name, values in named.items():
         try:
             with warnings.catch_warnings():
@@ -202,6 +203,9 @@ def _sharing_problems(named: dict[str, Any], merge: dict[str, Any]) -> Iterator[
                 continue
             obstacle = getattr(adapter, "sharing_obstacle", lambda: None)()
             kinds[name] = adapter.to_config(task_type="CAUSAL_LM", init_lora_weights=True).peft_type
+            if not adapter.pretrained_adapter_weights:  # whose folder says what its rank is
+                rank, pattern = getattr(adapter, "r", None), getattr(adapter, "rank_pattern", None) or {}
+                ranks[name] = None if rank is None else max(rank, *pattern.values(), 0)
         except (ConfigValidationError, TypeError, ValueError, KeyError):
             continue  # reported where the section itself is checked, or by PEFT on the model
         if obstacle and len(named) > 1:
@@ -214,11 +218,20 @@ def _sharing_problems(named: dict[str, Any], merge: dict[str, Any]) -> Iterator[
             f"is of the method {kinds[others[0]].value.lower()}, and {first!r} of {kinds[first].value.lower()}; "
             "adapters on one base are of one method (lora, qlora and dora are one)",
         )
-    elif first is not None and merge:
+        return
+    together = [str(name) for name in active if name in kinds]
+    if len(together) > 1 and getattr(adapter_class(named[together[0]]), "soft_prompt", False):
+        yield Problem(
+            "adapters.active",
+            f"{', '.join(together)}: only one {kinds[together[0]].value.lower()} adapter can be active at a time; give "
+            "one name",
+        )
+    if first is not None and merge:
         from ludwig_peft_plugin.adapters.several.merge import combinations
 
         known = combinations(kinds[first])
-        how = merge.get("combination_type") or "linear"
+        how = str(merge.get("combination_type") or "linear")
+        unequal = {name: ranks[name] for name in merge.get("sources") or [] if ranks.get(name) is not None}
         if not known:
             yield Problem(
                 "adapters.merge",
@@ -228,4 +241,10 @@ def _sharing_problems(named: dict[str, Any], merge: dict[str, Any]) -> Iterator[
             yield Problem(
                 "adapters.merge.combination_type",
                 f"{how!r} does not exist for the method {kinds[first].value.lower()}; give one of {', '.join(known)}",
+            )
+        elif len(set(unequal.values())) > 1 and how != "cat" and not how.endswith("svd"):
+            stated = ", ".join(f"{name} has {rank}" for name, rank in unequal.items())
+            ways = ", ".join(name for name in known if name == "cat" or name.endswith("svd"))
+            yield Problem(
+                "adapters.merge.combination_type", f"{how!r} needs equal ranks, and {stated}; give one of {ways}"
             )

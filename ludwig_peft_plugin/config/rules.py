@@ -39,7 +39,7 @@ def _trainer(config: dict[str, Any]) -> Iterator[Problem]:
     named = next((adapter_name(adapter) for path, adapter in adapters(config).items() if path == "adapter"), None)
     weights = config["adapter"].get("pretrained_adapter_weights") if isinstance(config.get("adapter"), dict) else None
     if trainer.get("type") is None and (trainer or named):
-        what = f"adapter `{named}`" if named else "the base"
+        what = f"adapter `{named}`" if named else "the adapters" if config.get("adapters") else "the base"
         yield Problem("trainer.type", f"is missing; give `finetune` to train {what}, `none` to only predict")
     elif trainer_type(config) == "none" and named and not weights:
         yield Problem(

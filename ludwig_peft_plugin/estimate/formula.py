@@ -4,8 +4,8 @@ For a decoder of N layers, T tokens and b bytes to a number, between forward and
 
     activations = T N [ \sum_{linear} (b out + kept) + \sum_{norm} (2 \cdot 4 + b) H ]
 
-where `kept` is `b in` for a linear layer that is trained itself, `4 (in + r)` for one with a low-rank adapter in
-float32, and nothing for a frozen one. With gradient checkpointing it is the input of every layer, `T N H b`, and the
+where `kept` is `b in` for a linear layer that is trained itself, `4 (in + r)` for each active low-rank adapter of one
+in float32, and nothing for a frozen one. With gradient checkpointing it is the input of every layer, `T N H b`, and the
 activations of one layer. The loss holds two chunks of logits and the gradient of the hidden states; the backward pass
 of the widest linear layer holds three tensors of its output's size.
 """
@@ -79,8 +79,8 @@ def _per_token(layer: nn.Module, numbers: int, width: int) -> int:
     for module in modules:
         if hasattr(module, "get_base_layer") and hasattr(module, "in_features"):
             ranks = getattr(module, "r", None)
-            rank = max(ranks.values(), default=0) if isinstance(ranks, dict) else 0
-            total += FLOAT * (int(module.in_features) + int(rank))
+            active = [int(ranks.get(name, 0)) for name in module.active_adapters] if isinstance(ranks, dict) else [0]
+            total += sum(FLOAT * (int(module.in_features) + rank) for rank in active)
         elif "norm" in type(module).__name__.lower():
             total += (2 * FLOAT + numbers) * width
     return total

@@ -20,6 +20,7 @@ from ludwig_peft_plugin.engine.offload import HostStore
 from ludwig_peft_plugin.errors import ModelError
 from ludwig_peft_plugin.estimate.gpu_view import gpu_view
 from ludwig_peft_plugin.estimate.host import HostMemory
+from ludwig_peft_plugin.estimate.named_adapters import moved_to_layers
 from ludwig_peft_plugin.estimate.no_data import NoData
 from ludwig_peft_plugin.estimate.quantise import copyable_weights, quantise_on_meta
 from ludwig_peft_plugin.estimate.storage import model_tensors, own_tensors, storages
@@ -56,7 +57,7 @@ class MetaLLM(PeftLLM):
         self.host = HostMemory(self.tracker)
         self.model = build_base(config_obj, self.model_config)
         of_base = set(map(id, self.model.modules()))
-        with warnings.catch_warnings(), copyable_weights(), gpu_view(), NoData():
+        with warnings.catch_warnings(), copyable_weights(), gpu_view(), NoData(), moved_to_layers():
             # A trained adapter's weights are read, and left where there is no data.
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter", UserWarning)
             self.prepare_for_training()
@@ -112,9 +113,17 @@ def gpu_precision(config_obj: Any) -> torch.dtype:
 
 
 def with_plain_start(config_obj: Any) -> Any:
-    """Return the config with an adapter of the same size whose start needs neither data nor weights."""
+    """Return the config with adapters of the same size whose start needs neither data nor weights."""
     config_obj = copy.deepcopy(config_obj)
-    adapter = config_obj.adapter
+    section = getattr(config_obj, "adapters", None)
+    if section is not None:
+        section.adapters = section.objects()
+    for adapter in (config_obj.adapter, *(section.adapters.values() if section is not None else ())):
+        _start_plainly(adapter)
+    return config_obj
+
+
+def _start_plainly(adapter: Any) -> None:
     if isinstance(adapter, LoraOptions) and adapter.init_lora_weights not in SAME_SIZE:
         adapter.init_lora_weights = "default"
         adapter.eva_config = adapter.corda_config = adapter.loftq_config = adapter.lora_ga_config = None
@@ -122,7 +131,6 @@ def with_plain_start(config_obj: Any) -> Any:
         adapter.start_plainly()
     if getattr(adapter, "ephemeral_gpu_offload", False):
         adapter.ephemeral_gpu_offload = False
-    return config_obj
 
 
 def _drop_data(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +30,7 @@ class Report:
         largest: the largest batch that fits, in the plan's unit; 0 when none does, None without a GPU.
         suggestions: changes that lower the memory, the best first; only where it does not fit.
         together: the texts of the changes that fit when all are made, with the bytes needed then.
+        adapters: the names of the adapters where there are several.
     """
 
     base_model: str
@@ -40,6 +41,7 @@ class Report:
     largest: int | None = None
     suggestions: list[Suggestion] = field(default_factory=list)
     together: tuple[list[str], int] | None = None
+    adapters: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -51,6 +53,7 @@ class Report:
         estimate = self.estimate
         return {
             "base_model": self.base_model,
+            "adapters": list(self.adapters),
             "batch": {"unit": self.plan.unit, "size": self.size, **asdict(estimate.shape)},
             "parameters": asdict(estimate.parameters),
             "at_peak": estimate.at_peak,
@@ -100,14 +103,16 @@ def report(
         most = largest(needed, gpu, plan.size or 2 * step, step)
     size = plan.size or most or step
     estimate = estimator.estimate(plan.shape(size))
-    result = Report(config_obj.base_model, plan, size, estimate, gpu, most)
+    section = getattr(config_obj, "adapters", None)
+    names = () if section is None else (*section.adapters, *([section.merge.name] if section.merge else []))
+    result = Report(config_obj.base_model, plan, size, estimate, gpu, most, adapters=names)
     if gpu is None or estimate.needed <= gpu:
         return result
     case, memories = Case(config_obj, plan, size), Memories(estimator)
     single = suggestions(case, memories.needed, gpu)
     chosen, total = combination(case, single, memories.needed, gpu)
     together = ([entry.change.text for entry in chosen], total) if len(chosen) > 1 and total <= gpu else None
-    return Report(config_obj.base_model, plan, size, estimate, gpu, most, single, together)
+    return replace(result, suggestions=single, together=together)
 
 
 def _check(config_obj: Any) -> None:

@@ -50,8 +50,9 @@ def _table(report: Report, name: str) -> Table:
 def _lines(report: Report) -> list[str]:
     estimate, plan = report.estimate, report.plan
     count, shape = estimate.parameters, estimate.shape
+    where = f"the adapters {', '.join(report.adapters)}" if report.adapters else "the adapter"
     lines = [
-        f"Parameters: {count.base + count.adapter:,}, of which {count.adapter:,} in the adapter; {count.trained:,} "
+        f"Parameters: {count.base + count.adapter:,}, of which {count.adapter:,} in {where}; {count.trained:,} "
         f"are trained ({count.trained / (count.base + count.adapter):.2%}).",
         f"Micro-batch: {batch_text(plan, report.size)}, {shape.tokens:,} tokens in rows of up to {plan.row_tokens:,} "
         f"({plan.limit}); {plan.target_share:.0%} of them carry loss.",

@@ -138,7 +138,7 @@ def changes(case: Case) -> Iterator[Change]:
     yield from _embedding(case.config_obj.trainer)
     yield from _batch(case)
     yield from _optimiser(case.config_obj.trainer)
-    yield from _rank(case.config_obj.adapter)
+    yield from _rank(case.config_obj)
 
 
 def _configured(kind: str, text: str, cost: str, change: Callable[[Any], None]) -> Change:
@@ -175,7 +175,8 @@ def _precision(config_obj: Any) -> Iterator[Change]:
 
 
 def _quantization(config_obj: Any) -> Iterator[Change]:
-    if not config_obj.adapter or quantization_problem(type(config_obj.adapter), config_obj.adapter.type):
+    named = _named_adapters(config_obj)
+    if not named or any(quantization_problem(type(adapter), adapter.type) for adapter in named.values()):
         return
     present = config_obj.quantization
     if present is not None and present.bits == 4 and present.bnb_4bit_use_double_quant:
@@ -266,11 +267,27 @@ def _optimiser(trainer: Any) -> Iterator[Change]:
         yield _configured("optimizer", text, "state in 8 bits, moved to the host when needed", lean)
 
 
-def _rank(adapter: Any) -> Iterator[Change]:
-    rank = getattr(adapter, "r", None)
-    if isinstance(rank, int) and rank > 1 and rank % 2 == 0:
+def _rank(config_obj: Any) -> Iterator[Change]:
+    for path, adapter in _named_adapters(config_obj).items():
+        rank = getattr(adapter, "r", None)
+        if isinstance(rank, int) and rank > 1 and rank % 2 == 0:
+            kind = "rank" if path == "adapter" else f"rank of {path}"
+            text, cost = f"{path}.r: {rank // 2}", "the adapter can express less"
+            yield _configured(kind, text, cost, _with_rank(path, rank // 2))
 
-        def halve(config: Any) -> None:
-            config.adapter.r = rank // 2
 
-        yield _configured("rank", f"adapter.r: {rank // 2}", "the adapter can express less", halve)
+def _with_rank(path: str, rank: int) -> Callable[[Any], None]:
+    def change(config: Any) -> None:
+        if path != "adapter":
+            config.adapters.adapters = config.adapters.objects()
+        _named_adapters(config)[path].r = rank
+
+    return change
+
+
+def _named_adapters(config_obj: Any) -> dict[str, Any]:
+    """Return the adapters of a config by their paths in it."""
+    if config_obj.adapter:
+        return {"adapter": config_obj.adapter}
+    section = getattr(config_obj, "adapters", None)
+    return {f"adapters.adapters.{name}": adapter for name, adapter in (section.objects() if section else {}).items()}

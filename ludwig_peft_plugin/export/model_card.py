@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ludwig_peft_plugin import __version__
+from ludwig_peft_plugin.engine.virtual_tokens import needs_tasks
 from ludwig_peft_plugin.export.formats import ExportFormat, public_name
 from ludwig_peft_plugin.export.loss_curve import LOSS_CURVE_FILE, draw_loss_curve
 from ludwig_peft_plugin.export.prompt_template import PROMPT_FILE, ExportedPrompt
@@ -63,10 +64,21 @@ def usage_code(llm: Any, export_format: ExportFormat, prompt: ExportedPrompt, dt
         f"prompt = template.format(**{{{values}}})\n"
         'inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)\n'
         f"{drop if drops_eos else ''}"
+        f"{_task(llm)}"
         f"output = model.generate(**inputs, max_new_tokens={tokens}, eos_token_id=tokenizer.eos_token_id)\n"
         'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)\n'
         "print(answer)\n"
     )
+
+
+def _task(llm: Any) -> str:
+    """Return the line that chooses one of the tasks of a model with a prompt for each, nothing for another."""
+    if not needs_tasks(llm.model):
+        return ""
+    names = getattr(llm.config_obj.adapter, "tasks", None) or []
+    called = "".join(f", {number} is {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(names))
+    last = llm.model.active_peft_config.num_tasks - 1
+    return f'inputs["task_ids"] = inputs["input_ids"].new_tensor([0])  # the task, from 0 to {last}{called}\n'
 
 
 def metrics_table(summary: TrainingSummary) -> str:

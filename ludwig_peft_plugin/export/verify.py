@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ludwig_peft_plugin.data.tokens import encode_prompts
+from ludwig_peft_plugin.engine.virtual_tokens import needs_tasks
 from ludwig_peft_plugin.export.result import Comparison
 from ludwig_peft_plugin.model.dequantize import weight_only_forward
 
@@ -55,17 +56,31 @@ def prompt_tokens(llm: Any, prompts: Sequence[str] | None) -> list[Tensor]:
 def logits_of(model: nn.Module, tokens: Sequence[Tensor]) -> list[Tensor]:
     """Return the model's logits for each prompt, shape (length, vocabulary), float32 on the CPU.
 
+    A model with a prompt for each task is asked as the tasks in turn, until each prompt and each task has had its turn.
     The model's training flags are as they were afterwards, and no random number is drawn.
     """
     device = next(model.parameters()).device
     with _evaluating(model), weight_only_forward(model), torch.no_grad():
         return [
-            model(input_ids=ids.to(device), attention_mask=torch.ones_like(ids, device=device), use_cache=False)
+            model(
+                input_ids=ids.to(device),
+                attention_mask=torch.ones_like(ids, device=device),
+                use_cache=False,
+                **({} if task is None else {"task_ids": torch.tensor([task], device=device)}),
+            )
             .logits[0]
             .float()
             .cpu()
-            for ids in tokens
+            for ids, task in _with_tasks(model, tokens)
         ]
+
+
+def _with_tasks(model: Any, tokens: Sequence[Tensor]) -> list[tuple[Tensor, int | None]]:
+    """Return prompts and the tasks to ask them as, None for a model without; each prompt and each task is there."""
+    if not needs_tasks(model):
+        return [(ids, None) for ids in tokens]
+    tasks = int(model.active_peft_config.num_tasks)
+    return [(tokens[turn % len(tokens)], turn % tasks) for turn in range(max(len(tokens), tasks))]
 
 
 def compare(trained: Sequence[Tensor], exported: Sequence[Tensor]) -> Comparison:

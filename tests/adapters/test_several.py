@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from ludwig_peft_plugin.adapters.io import save_adapter
-from ludwig_peft_plugin.adapters.several.active import active_names, set_adapter, use_adapter
+from ludwig_peft_plugin.adapters.several.active import active_names, parameters_of, set_adapter, use_adapter
 from ludwig_peft_plugin.adapters.several.attach import attach_adapters, load_adapters, save_adapters
 from ludwig_peft_plugin.adapters.several.merge import combinations
 from ludwig_peft_plugin.config.adapters_section import AdaptersConfig
@@ -218,3 +218,12 @@ def test_choosing_an_unknown_adapter_names_those_there_are(tiny, folders):
 def test_a_missing_folder_names_the_adapter(tiny, folders, tmp_path):
     with pytest.raises(AdapterError, match=r"adapters.adapters.first: .*does not exist"):
         load_adapters(tiny.base(), section(pretrained(folders)), str(tmp_path / "nothing"), trainable=False)
+
+
+@pytest.mark.parametrize("how", ["svd", "cat", "ties_svd"])
+def test_a_merge_keeps_no_more_than_its_own_numbers(tiny, folders, how):
+    merge = {"name": "mix", "sources": ["first", "second"], "combination_type": how}
+    model = attach_adapters(tiny.base(), section(pretrained(folders), merge=merge))
+    found = parameters_of(model, "mix")
+    assert found
+    assert all(parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in found)

@@ -100,3 +100,20 @@ def test_every_category_of_the_shipped_search_is_a_config(registered):
     config = yaml.safe_load(path.read_text())
     for category in config["hyperopt"]["parameters"]["adapter"]["categories"]:
         assert drawn(config, {"adapter": category})[0] == category
+
+
+def test_what_a_trial_in_another_process_is_given_survives_the_way(search, new_model, rows):
+    """Ray pickles the config and the prepared data for its worker processes."""
+    import pickle
+
+    import numpy as np
+
+    config = search({"adapter": {"space": "choice", "categories": [{"type": "lora"}, {"type": "ia3"}]}})
+    data = new_model(config).preprocess(dataset=rows)
+    again, sent = pickle.loads(pickle.dumps((config, data.training_set)))
+    assert again == config
+    assert len(sent) == len(data.training_set) == 24
+    for index in range(len(sent)):
+        assert np.array_equal(sent.input_ids[index], data.training_set.input_ids[index])
+    assert sent.frame.equals(data.training_set.frame)
+    assert sent.pad_id == data.training_set.pad_id

@@ -1,4 +1,4 @@
-"""Tiny random base models in every precision of the matrix, and the rows they are trained on."""
+"""Base models in every precision of the matrix, tiny random ones and the shipped one, and the rows to train on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from transformers import (
+    AutoTokenizer,
     BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,10 +22,11 @@ from transformers import (
 )
 
 from ludwig_peft_plugin.data.batches import IGNORED
+from ludwig_peft_plugin.model.base_model import resolve_base_model
 from ludwig_peft_plugin.model.row_scaled_loading import RowScaledConfig
 
 VOCABULARY, END = 96, 2
-PROMPT = 5  # tokens of a row that are not learned
+PROMPT = 5  # tokens of a random row that are not learned
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -76,7 +79,10 @@ PRECISIONS = {
 }
 BASES = {  # Llama has no biases; Qwen2 has them at q, k and v, and here its output layer is its embedding
     f"{family}-{precision}": precision for family in ("llama", "qwen2") for precision in PRECISIONS
-}
+} | {f"shipped-{precision}": precision for precision in ("fp32", "8-bit", "4-bit")}  # a Llama that was trained
+SHIPPED = "tiny-llama-python"
+DATASET = Path(__file__).parents[2] / "datasets" / "stdlib_instructions.csv"
+TEMPLATE = "{instruction}\n"
 
 
 class Rows:
@@ -84,13 +90,18 @@ class Rows:
 
     has_targets = True
 
-    def __init__(self, lengths: tuple[int, ...], seed: int) -> None:
-        generator = np.random.default_rng(seed)
-        self.sequences = [generator.integers(3, VOCABULARY, length).astype(np.int32) for length in lengths]
-        self.prompt_lengths = np.full(len(lengths), PROMPT, dtype=np.int32)
+    def __init__(self, sequences: list[np.ndarray], prompt_lengths: list[int]) -> None:
+        self.sequences = [sequence.astype(np.int32) for sequence in sequences]
+        self.prompt_lengths = np.array(prompt_lengths, dtype=np.int32)
         self.input_ids = self
-        self.lengths = np.array(lengths)
+        self.lengths = np.array([len(sequence) for sequence in sequences])
         self.tasks: np.ndarray | None = None
+
+    @classmethod
+    def random(cls, lengths: tuple[int, ...], seed: int) -> Rows:
+        """Return rows of random tokens."""
+        generator = np.random.default_rng(seed)
+        return cls([generator.integers(3, VOCABULARY, length) for length in lengths], [PROMPT] * len(lengths))
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -110,7 +121,8 @@ class Rows:
         for row, sequence in enumerate(self.sequences):
             ids[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = 1
-            labels[row, PROMPT : len(sequence)] = sequence[PROMPT:]
+            prompt = self.prompt_lengths[row]
+            labels[row, prompt : len(sequence)] = sequence[prompt:]
         arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels, **self._tasks_of(self.numbers)}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -120,18 +132,54 @@ class Rows:
     def alone(self, row: int) -> tuple[dict[str, torch.Tensor], int]:
         """Return a row by itself as transformers takes it, and how many of its tokens are learned."""
         ids = torch.from_numpy(self.sequences[row]).long()[None]
-        labels = ids.clone()
-        labels[:, :PROMPT] = IGNORED
+        labels, prompt = ids.clone(), int(self.prompt_lengths[row])
+        labels[:, :prompt] = IGNORED
         tasks = {name: torch.from_numpy(array) for name, array in self._tasks_of(self.numbers[row : row + 1]).items()}
-        return {"input_ids": ids, "labels": labels, **tasks}, ids.shape[1] - PROMPT
+        return {"input_ids": ids, "labels": labels, **tasks}, ids.shape[1] - prompt
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a base reads.
+
+    Attributes:
+        rows: two sets of rows to train on.
+        prompts: what is to be answered, one prompt for each row of the first set.
+        end: the token that ends an answer.
+    """
+
+    rows: tuple[Rows, Rows]
+    prompts: list[np.ndarray]
+    end: int
+
+    @classmethod
+    def random(cls) -> Texts:
+        """Return random tokens for the bases made here."""
+        rows = Rows.random((17, 24, 11), seed=1)
+        prompts = [sequence[:length] for sequence, length in zip(rows.sequences, (7, 3, 11), strict=True)]
+        return cls((rows, Rows.random((9, 21), seed=2)), prompts, END)
+
+    @classmethod
+    def shipped(cls) -> Texts:
+        """Return some of the shortest rows of the shipped dataset, as the shipped tokenizer reads them."""
+        tokenizer = AutoTokenizer.from_pretrained(resolve_base_model(SHIPPED))
+        frame = pd.read_csv(DATASET, keep_default_na=False)
+        frame = frame.iloc[(frame["instruction"].str.len() + frame["output"].str.len()).argsort(kind="stable")]
+
+        def rows(*places: int) -> Rows:
+            chosen = frame.iloc[list(places)].to_dict("records")
+            prompts = [tokenizer(TEMPLATE.format(**row))["input_ids"] for row in chosen]
+            answers = [[*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id] for row in chosen]
+            sequences = [np.array([*prompt, *answer]) for prompt, answer in zip(prompts, answers, strict=True)]
+            return Rows(sequences, [len(prompt) for prompt in prompts])
+
+        first = rows(0, 7)
+        prompts = [sequence[:length] for sequence, length in zip(first.sequences, first.prompt_lengths, strict=True)]
+        return cls((first, rows(3)), prompts, tokenizer.eos_token_id)
 
 
 class Bases:
     """Makes the bases of the matrix: of each one file with weights, each precision loaded once and then copied."""
-
-    end = END
-    rows = Rows((17, 24, 11), seed=1)
-    more_rows = Rows((9, 21), seed=2)
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -143,9 +191,23 @@ class Bases:
             self._loaded[name] = self.load(name)
         return copy.deepcopy(self._loaded[name])
 
+    def texts(self, name: str) -> Texts:
+        """Return what a base reads."""
+        return self._real if name.startswith("shipped") else self._random
+
+    @cached_property
+    def _random(self) -> Texts:
+        return Texts.random()
+
+    @cached_property
+    def _real(self) -> Texts:
+        return Texts.shipped()
+
     def load(self, name: str) -> PreTrainedModel:
         """Load a base from its file."""
-        cls, folder = (Qwen2ForCausalLM, self._qwen2) if name.startswith("qwen2") else (LlamaForCausalLM, self._llama)
+        family = name.partition("-")[0]
+        cls = Qwen2ForCausalLM if family == "qwen2" else LlamaForCausalLM
+        folder = resolve_base_model(SHIPPED) if family == "shipped" else getattr(self, f"_{family}")
         model = cls.from_pretrained(folder, dtype=torch.float32, **PRECISIONS[BASES[name]].loading())
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # as the plugin's own loading does

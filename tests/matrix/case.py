@@ -64,6 +64,11 @@ class Case:
         """The options that make the type fit the base."""
         return {**self.expected.options, **self.expected.on.get(self.base_name, {})}
 
+    @property
+    def texts(self) -> Any:
+        """What the base reads: rows, prompts and the token that ends an answer."""
+        return self.bases.texts(self.base_name)
+
     def base(self) -> Any:
         """Return a new base."""
         return self.bases.new(self.base_name)
@@ -100,8 +105,14 @@ class Case:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in self.trained(model).values():
-                parameter += self.expected.spread * torch.randn(parameter.shape, generator=generator)
+                parameter += self.spread * torch.randn(parameter.shape, generator=generator)
         return model
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the noise that makes parameters differ from how they start."""
+        on_shipped = self.expected.spread_shipped if self.base_name.startswith("shipped") else None
+        return float(self.expected.spread if on_shipped is None else on_shipped)
 
     @staticmethod
     def trained(model: Any) -> dict[str, Any]:
@@ -144,7 +155,7 @@ class Case:
 
     def rows(self, number: int = 0) -> Any:
         """Return a set of rows, which belong to tasks where the type asks for some."""
-        rows = copy.copy((self.bases.rows, self.bases.more_rows)[number])
+        rows = copy.copy(self.texts.rows[number])
         if "task_column" in self.cls.model_fields:
             rows.tasks = rows.numbers % 2
         return rows

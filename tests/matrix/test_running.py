@@ -19,21 +19,17 @@ CPU = torch.device("cpu")
 NEW_TOKENS = 4
 
 
-def prompts(case: Any) -> list[np.ndarray]:
-    return [sequence[:length] for sequence, length in zip(case.bases.rows.sequences, (7, 3, 11), strict=True)]
-
-
 @torch.no_grad()
 def greedy(case: Any, model: Any, row: int) -> tuple[list[int], list[float], float]:
     """Return the most likely answer by whole forward passes, its probabilities, and how narrowly a token has won."""
     batch, _ = case.rows().alone(row)
     del batch["labels"]
-    tokens, answer, chances, margin = prompts(case)[row].tolist(), [], [], float("inf")
+    tokens, answer, chances, margin = case.texts.prompts[row].tolist(), [], [], float("inf")
     for _ in range(NEW_TOKENS):
         logits = case.called(model, **{**batch, "input_ids": torch.tensor([tokens])}).logits[0, -1]
         values, best = logits.topk(2)
         chosen, margin = int(best[0]), min(margin, float((values[0] - values[1]) / logits.abs().max()))
-        if chosen == case.bases.end:
+        if chosen == case.texts.end:
             break
         tokens.append(chosen)
         answer.append(chosen)
@@ -48,9 +44,10 @@ def test_rows_without_padding_give_the_loss_and_gradients_of_each_alone(case: An
     case.assert_close(loss, reference_loss, "loss")
     assert gradients.keys() == references.keys()
     largest = max(float(reference.abs().max()) for reference in references.values())
+    floor = max(1e-3, case.tolerance / 5) * largest  # the noise of small gradients is that of large ones
     for name, reference in references.items():
         error = float((gradients[name] - reference).norm())
-        assert error <= 5 * case.tolerance * max(float(reference.norm()), 1e-3 * largest), name
+        assert error <= 5 * case.tolerance * max(float(reference.norm()), floor), name
 
 
 def test_checkpointed_activations_give_the_same_gradients(case: Any) -> None:
@@ -71,10 +68,10 @@ def test_checkpointed_activations_give_the_same_gradients(case: Any) -> None:
 
 def test_answers_of_a_batch_are_those_of_one_at_a_time(case: Any) -> None:
     model = case.attach_disturbed()
-    expected = [greedy(case, model, row) for row in range(len(prompts(case)))]
-    end = case.bases.end
+    expected = [greedy(case, model, row) for row in range(len(case.texts.prompts))]
+    end = case.texts.end
     config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=[end], pad_token_id=end)
-    batched = generate_answers(model, prompts(case), config, batch_size=4, device=CPU, **case.tasks_of_answers())
+    batched = generate_answers(model, case.texts.prompts, config, batch_size=4, device=CPU, **case.tasks_of_answers())
     assert len({(*answer, *np.round(chances, 4)) for answer, chances, _ in expected}) > 1
     for found, (answer, chances, margin) in zip(batched, expected, strict=True):
         if margin > 4 * case.tolerance:  # rounding may decide a draw between two tokens

@@ -32,6 +32,7 @@ class AdaptionPromptConfig(SoftPrompt):
     good_for: ClassVar[str] = "a prompt that starts as the base and costs no context"
     learning_rate: ClassVar[float | None] = 5e-3
     starts_as_base: ClassVar[bool] = True
+    several: ClassVar[bool] = False
 
     peft_type: ClassVar[str] = "ADAPTION_PROMPT"
     title: ClassVar[str] = "Adaption prompt (LLaMA-Adapter)"

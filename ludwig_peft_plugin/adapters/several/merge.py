@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ludwig_peft_plugin.adapters.peft_build import translated_warnings
+from ludwig_peft_plugin.adapters.several.active import parameters_of
 from ludwig_peft_plugin.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def add_merged(model: PeftModel, merge: Any) -> None:
     gradients = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if merge.name in model.peft_config:
         model.delete_adapter(merge.name)
-    cuda = [parameter.device for parameter in model.parameters() if parameter.is_cuda][:1]
+    cuda = [parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=cuda), translated_warnings():
         torch.manual_seed(SEED)
         try:
@@ -73,6 +74,9 @@ def add_merged(model: PeftModel, merge: Any) -> None:
                 f"adapters.merge: {', '.join(sources)} cannot be merged with combination_type: {how}: "
                 f"{' '.join(str(error).split())}"
             ) from error
+    for parameter in parameters_of(model, merge.name):
+        # Of a truncated SVD they are views, which would keep all singular vectors in memory.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     if list(model.active_adapters) != active:
         model.base_model.set_adapter(active)
     for parameter, wanted in gradients.items():
