@@ -110,7 +110,7 @@ def _curve(shape: str, float8: bool) -> Run:
     reference = "ours-lora-bfloat16-300" if float8 else None
     precision = {} if float8 else {"precision": "bfloat16"}
     return Run(
-        name, OURS, shape, packing=True, float8=float8, reference=reference, steps=292, timeout=120, overrides=precision
+        name, OURS, shape, packing=True, float8=float8, reference=reference, steps=292, timeout=240, overrides=precision
     )
 
 
@@ -162,6 +162,7 @@ SUITES: dict[str, list[Run]] = {
     ],
     "generate": [_generation(OURS, "1b", 256), _generation(STOCK, "1b", 8)],
     "float8": [_curve(shape, float8) for shape in ("tiny-llama-python", "1b") for float8 in (False, True)],
+    "float8-8b": [_curve("8b", float8) for float8 in (False, True)],
     # For trying the harness out, also on a CPU.
     "tiny": [
         Run("ours-lora", OURS, "tiny", warm_up=2, steps=6, reference="plain-lora"),
