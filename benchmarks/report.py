@@ -86,14 +86,15 @@ def curve_lines(results: Results) -> list[str]:
     """Return what is known of the float8 curves."""
     lines = []
     for title, low, full in CURVES:
-        float8, bfloat16 = results.get(low), results.get(full)
+        float8, bfloat16 = results.newest(low), results.newest(full)
         if float8 is None or bfloat16 is None:
             continue
         difference = curve_difference(float8["losses"], bfloat16["losses"])
+        mean = sum(float8["losses"]) / sum(bfloat16["losses"]) - 1
         lines.append(
-            f"- float8 base, {title}: over {len(float8['losses'])} steps the loss differs from that of bfloat16 by at "
-            f"most {difference:.2%} (means of {max(1, len(float8['losses']) // 15)} steps; last: "
-            f"{float8['losses'][-1]:.4f} and {bfloat16['losses'][-1]:.4f})."
+            f"- float8 base, {title}: over {len(float8['losses'])} steps the loss differs from that of bfloat16 by "
+            f"{mean:+.2%} on average and by at most {difference:.2%} (means of {max(1, len(float8['losses']) // 15)} "
+            f"steps; last: {float8['losses'][-1]:.4f} and {bfloat16['losses'][-1]:.4f})."
         )
     return lines
 

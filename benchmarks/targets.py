@@ -108,6 +108,7 @@ TARGETS = (
 CURVES = (
     ("shipped model", "tiny-llama-python/ours-lora-float8-300", "tiny-llama-python/ours-lora-bfloat16-300"),
     ("1B", "1b/ours-lora-float8-300", "1b/ours-lora-bfloat16-300"),
+    ("8B", "8b/ours-lora-float8-300", "8b/ours-lora-bfloat16-300"),
 )
 """Float8 runs and the bfloat16 runs of the same rows."""
 

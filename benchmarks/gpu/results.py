@@ -25,6 +25,11 @@ class Results:
         kept = [record for record in self.records if record["key"] == key and not self.why_not(record)]
         return next((record for record in kept if record["call"] == call), kept[0] if kept else None)
 
+    def newest(self, key: str) -> Record | None:
+        """Return the newest record of a run that has ended, whether or not its numbers count."""
+        ended = [record for record in self.records if record["key"] == key and record["status"] == "done"]
+        return ended[0] if ended else None
+
     def why_not(self, record: Record) -> list[str]:
         """Return why the numbers of `record` do not count."""
         same_call = {other["key"]: other for other in reversed(self.records)}
