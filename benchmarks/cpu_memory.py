@@ -8,18 +8,18 @@ The peak is the resident set of the `ludwig train` process, as the operating sys
 from __future__ import annotations
 
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.record import provenance  # noqa: E402
+
 CONFIGS = ("quickstart_qlora", "quickstart_lora", "quickstart_dora")
 
 
@@ -50,15 +50,7 @@ def main() -> None:
         line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
         results[name] = json.loads(line[len("RESULT ") :])
         print(name, results[name], flush=True)
-    record = {
-        "results": results,
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {name: metadata.version(name) for name in ("ludwig", "torch", "transformers", "peft")},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    record = {"results": results, **provenance()}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

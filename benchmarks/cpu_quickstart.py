@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.record import provenance  # noqa: E402
+
 STEPS, WARM_UP, BATCH, REPEATS = 40, 5, 8, 2
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -107,12 +109,7 @@ def main() -> None:
         "what": f"LoRA r16, all linears, tiny-llama-python, batch {BATCH}, {STEPS - WARM_UP - 1} timed steps",
         "seconds_per_step": sides,
         "speedup": best["stock"] / best["plugin"],
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {name: metadata.version(name) for name in ("ludwig", "torch", "transformers", "peft")},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from benchmarks.gpu.rows import TEMPLATE, question_rows
+from benchmarks.record import provenance
 from ludwig_peft_plugin.model import generation
 from ludwig_peft_plugin.model.base_model import resolve_base_model
 from ludwig_peft_plugin.model.generation import generate_answers
@@ -183,14 +180,8 @@ def main() -> None:
         "what": f"{arguments.model}, LoRA r16 on all linears, {len(prompts)} prompts of {min(lengths)} to "
         f"{max(lengths)} tokens (median {statistics.median(lengths):g}), up to {arguments.new_tokens} new tokens",
         "results": results,
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads",
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
+        "threads": torch.get_num_threads(),
+        **provenance(),
     }
     out = arguments.out or ROOT / "benchmarks" / "results" / f"generation_{arguments.model}_{device.type}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,16 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ludwig", "torch", "transformers", "peft", "bitsandbytes")
 
 
-def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
+def provenance(packages: tuple[str, ...] = PACKAGES, device: str | None = None) -> dict[str, Any]:
     """Return device, versions, commit and date of a measurement that is made now.
+
+    Args:
+        packages: whose versions are given, of those that are installed.
+        device: `cuda` or `cpu`; None is the GPU where there is one.
 
     The commit is null outside of a git checkout; such a result is completed by hand before it is kept.
     """
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() if device is None else device == "cuda"
     cpu = f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    versions = {name: metadata.version(name) for name in packages}
+    installed = {name: list(metadata.distributions(name=name)) for name in packages}
+    versions = {name: copies[0].version for name, copies in installed.items() if copies}
     found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "device": f"{torch.cuda.get_device_name()}, {cpu}" if cuda else cpu,

@@ -22,18 +22,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.record import PACKAGES, provenance  # noqa: E402
+
 CORES = 2
 ROWS, MANY_ROWS, REPEATS = 25_000, 1_000_000, 3
 MEMORY_KINDS = {"resident": "VmRSS", "anonymous": "RssAnon", "files": "RssFile"}
@@ -241,15 +243,7 @@ def main() -> None:
         "measurements": rounded(results),
         "preprocessing_speedup": round(results["stock"]["seconds"] / results["plugin"]["seconds"], 2),
         "load_average_before": round(load, 1),
-        "device": f"{CORES} of {os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {
-            name: metadata.version(name)
-            for name in ("ludwig", "torch", "transformers", "tokenizers", "peft", "pandas", "pyarrow")
-        },
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance((*PACKAGES, "tokenizers", "pandas", "pyarrow")),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

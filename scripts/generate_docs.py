@@ -13,47 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCRIPTS = Path(__file__).resolve().parent
+DOCS = SCRIPTS.parent / "docs"
+CONFIGURATION_HEAD = SCRIPTS / "configuration_head.md"
 BEGIN, END = "<!-- options:begin -->", "<!-- options:end -->"
 OURS, HOST = "ludwig_peft_plugin", "ludwig"
-
-INTRODUCTION = """\
-# Configuration
-
-<!-- Written by scripts/generate_docs.py. Change the schema classes, or the text in that script, and run it again. -->
-
-A model is one YAML file. What is not described here is Ludwig's own and keeps its meaning; options without a
-description are explained in [Ludwig's documentation](https://ludwig.ai/0.17/configuration/large_language_model/).
-
-```yaml
-model_type: llm
-base_model: tiny-llama-python
-dataset: datasets/stdlib_instructions.csv
-prompt:
-  template: "### Instruction: {instruction}\\n### Input: {input}\\n### Response: "
-input_features: [{name: prompt, type: text}]
-output_features: [{name: output, type: text}]
-adapter: {type: qlora, r: 16}
-trainer: {type: finetune, epochs: 1, batch_size: 16, learning_rate: 2.0e-4}
-export: [{format: adapter}, {format: merged}]
-```
-
-## Checks
-
-Before anything is loaded, the whole file is checked. One error lists everything that is wrong, a line each: unknown
-keys with the option that was probably meant, values that are not allowed with those that are, and options that would
-have no effect with the chosen trainer or adapter. `ludwig-peft check config.yaml` runs the checks alone.
-
-`ludwig-peft schema` writes a JSON schema with which an editor completes and checks configs. In VS Code with the YAML
-extension, begin a config with
-
-```yaml
-# yaml-language-server: $schema=ludwig_llm.schema.json
-```
-
-`ludwig export_schema --model-type llm` prints the same schema.
-"""
-
 
 INDEX = """\
 # Adapter types
@@ -103,7 +67,7 @@ def document() -> str:
     from ludwig_peft_plugin.config.sections import options
 
     top = options(LLMConfig)
-    parts = [INTRODUCTION, "## Top level\n", table(top.values())]
+    parts = [CONFIGURATION_HEAD.read_text(encoding="utf-8"), "## Top level\n", table(top.values())]
     parts += [
         "## adapter\n",
         "`adapter: lora` is short for `adapter: {type: lora}`. Options: [types](methods/README.md).",

@@ -6,23 +6,19 @@ usage: python -m benchmarks.gpu.prepare MODELS DEVICE SHAPE...      (prints one 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.gpu.job import GENERATION_ROWS, PREPARED, rows_file
 from benchmarks.gpu.make_model import TOKENIZER, make_model
 from benchmarks.gpu.measure import ceilings
 from benchmarks.gpu.rows import mean_tokens, question_rows, training_rows, write_rows
 from benchmarks.gpu.shapes import SHAPES
+from benchmarks.record import PACKAGES, provenance
 
-PACKAGES = ("ludwig", "torch", "transformers", "peft", "bitsandbytes", "liger-kernel", "torchao", "trl", "unsloth")
+PEERS = ("liger-kernel", "torchao", "trl", "unsloth")
 ROW_LENGTHS = (0, 4096)
 QUESTIONS = 256
 
@@ -32,7 +28,8 @@ def prepare(models: Path, device: str, shapes: list[str]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     models.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"device": device_name(device), "versions": versions(), "checkpoints": {}, "rows": {}}
+    where = provenance((*PACKAGES, *PEERS), device)
+    record: dict[str, Any] = {**where, "checkpoints": {}, "rows": {}}
     for name in shapes:
         if name in SHAPES:
             started = time.perf_counter()
@@ -49,19 +46,6 @@ def prepare(models: Path, device: str, shapes: list[str]) -> dict[str, Any]:
     if device == "cuda":
         record["ceilings"] = ceilings()
     return record
-
-
-def device_name(device: str) -> str:
-    """Return the device in words."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that are installed here."""
-    installed = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 if __name__ == "__main__":

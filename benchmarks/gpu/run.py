@@ -174,18 +174,18 @@ def _with(run: Run, **changes: Any) -> Run:
 def _document(options: argparse.Namespace) -> dict[str, Any]:
     """Return the record of this call, with the runs of the one it continues."""
     earlier = json.loads(options.merge.read_text(encoding="utf-8"))["runs"] if options.merge else {}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "call": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or None,  # a copy without history has none
         "command": " ".join(["python", "benchmarks/gpu/run.py", *sys.argv[1:]]),
         "runs": earlier,
     }
 
 
 def _prepare(options: argparse.Namespace, shapes: list[str]) -> dict[str, Any]:
-    """Make checkpoints and rows in a process of its own, whose memory is free again when it ends."""
+    """Make checkpoints and rows in a process of its own, whose memory is free again when it ends.
+
+    What it returns also says where the results come from (`provenance`): this process opens no GPU.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.prepare", str(options.models), options.device, *shapes],
         cwd=ROOT,

@@ -1,6 +1,5 @@
-"""The options that `lora`, `qlora` and `dora` share, what is checked about them, and the PEFT config they make."""
+"""The options that `lora`, `qlora` and `dora` share, and the PEFT config they make."""
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ludwig.error import ConfigValidationError
@@ -10,6 +9,7 @@ from ludwig_peft_plugin.adapters.base import AdapterConfig, Batches
 from ludwig_peft_plugin.adapters.fields import option, section
 from ludwig_peft_plugin.adapters.lora_fields import PEFT_FIELDS, SECTIONS
 from ludwig_peft_plugin.adapters.lora_init import InitMethod, init_method
+from ludwig_peft_plugin.adapters.lora_problems import init_problems, target_problems
 from ludwig_peft_plugin.adapters.lora_sections import (
     CordaSection,
     EvaSection,
@@ -28,6 +28,8 @@ NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems
 TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 LAYER = {"type": "integer", "minimum": 0}
 NULL = {"type": "null"}
+NEED_NOTHING = ("default", "random", "gaussian", "mica")
+"""Values of `init_lora_weights` that need neither data nor the base's numbers."""
 
 
 def target_modules_option(default: str | None) -> Any:
@@ -167,7 +169,7 @@ class LoraOptions(AdapterConfig):
                 "with different values; keep one of them."
             )
         self.bias_type = self.bias or self.bias_type
-        for problem in (*self._init_problems(), *self._target_problems()):
+        for problem in (*init_problems(self), *target_problems(self)):
             raise ConfigValidationError(f"adapter.{problem}")
 
     @property
@@ -233,6 +235,14 @@ class LoraOptions(AdapterConfig):
 
         return build_lora(base, self, batches)
 
+    def start_plainly(self) -> None:
+        """Start from now on without data and without the base's numbers; see `AdapterConfig.start_plainly`."""
+        if self.init_lora_weights not in NEED_NOTHING:
+            self.init_lora_weights = "default"
+            self.eva_config = self.corda_config = self.loftq_config = self.lora_ga_config = None
+        if getattr(self, "ephemeral_gpu_offload", False):
+            self.ephemeral_gpu_offload = False
+
     def merge_obstacle(self, base: "PreTrainedModel") -> str | None:
         """Return why this adapter could not be merged into `base`, None if it can."""
         from ludwig_peft_plugin.adapters.lora_checks import merge_obstacle
@@ -251,79 +261,3 @@ class LoraOptions(AdapterConfig):
         if self.bias_type != "none":
             return f"bias_type: {self.bias_type} trains the base's biases, which the adapters share; use none"
         return None
-
-    def _init_problems(self) -> list[str]:
-        """Return what is wrong with the initialisation and the options it excludes or needs."""
-        init, problems = str(self.init_lora_weights), []
-        for method, name in SECTIONS.items():
-            if getattr(self, name) is not None and init != method:
-                problems.append(
-                    f"{name} has no effect with init_lora_weights: {init}; set init_lora_weights: {method}, or remove "
-                    f"{name}."
-                )
-        if self.loftq_config is not None and self.loftq_config.loftq_iter != 1:
-            problems.append(
-                f"loftq_config.loftq_iter: {self.loftq_config.loftq_iter} is not possible, because further iterations "
-                "quantise the base itself anew; use 1."
-            )
-        odd = sorted({rank for rank in (self.r, *(self.rank_pattern or {}).values()) if rank % 2})
-        if init == "orthogonal" and odd:
-            problems.append(f"init_lora_weights: orthogonal needs even ranks, not {odd[0]}; change r or rank_pattern.")
-        if self.lora_bias and (self.uses_dora or init not in ("default", "random")):
-            blocker = "DoRA" if self.uses_dora else f"init_lora_weights: {init}"
-            problems.append(f"lora_bias: true does not work with {blocker}; it needs plain LoRA with the default init.")
-        if init == "eva" and self.trainable_token_indices is not None:
-            problems.append(
-                "init_lora_weights: eva does not work with trainable_token_indices, whose inputs are no numbers to "
-                "decompose; use default or pissa, or modules_to_save: [embed_tokens]."
-            )
-        if init == "mica" and self.uses_dora:
-            problems.append("init_lora_weights: mica does not work with DoRA; use default, pissa or olora.")
-        if init == "mica" and self.loraplus_lr_ratio is not None:
-            problems.append("loraplus_lr_ratio has no effect with init_lora_weights: mica, which keeps B frozen.")
-        if self.layer_replication and self.init.changes_base:
-            problems.append(
-                f"layer_replication does not work with init_lora_weights: {init}, which changes the base's weights: "
-                "replicated layers share theirs. Use default, gaussian or eva."
-            )
-        return problems
-
-    def _target_problems(self) -> list[str]:
-        """Return what is wrong with the options that say where adapters go."""
-        problems = []
-        expression = isinstance(self.target_modules, str) and self.target_modules.lower() != "all-linear"
-        for name, value in (("target_modules", self.target_modules), ("exclude_modules", self.exclude_modules)):
-            if isinstance(value, str) and (error := _regex_error(value)):
-                problems.append(f"{name}: {value!r} is not a regular expression ({error}); use a list for plain names.")
-        if expression and self.layers_to_transform is not None:
-            problems.append(
-                "layers_to_transform does not work with a regular expression in target_modules; name the layers in the "
-                "expression, or give target_modules as a list or all-linear."
-            )
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            problems.append("layers_pattern has no effect without layers_to_transform; add that, or remove it.")
-        for first, end in self.layer_replication or []:
-            if first >= end:
-                problems.append(f"layer_replication: [{first}, {end}] is empty; the second number is past the last.")
-        if self.target_parameters:
-            blockers = {
-                f"dropout: {self.dropout}": self.dropout > 0,
-                "lora_bias: true": self.lora_bias,
-                "DoRA": self.uses_dora,
-                f"init_lora_weights: {self.init_lora_weights}": self.init.layers_only,
-            }
-            problems += [
-                f"target_parameters does not work with {name}: the update is added to the parameter itself. Use plain "
-                "LoRA with dropout: 0 and the default init."
-                for name, blocks in blockers.items()
-                if blocks
-            ]
-        return problems
-
-
-def _regex_error(pattern: str) -> str | None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return str(error)
-    return None

@@ -12,24 +12,25 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from ludwig.backend import LOCAL_BACKEND
 from ludwig.constants import FULL, TEST, TRAINING, VALIDATION
 from ludwig.data.dataset.base import Dataset
 from ludwig.utils.defaults import default_random_seed
 
 from ludwig_peft_plugin.adapters.several.rows import adapter_column, adapters_of_rows
-from ludwig_peft_plugin.data import retrieval
-from ludwig_peft_plugin.data.build import RowTokenizer, TokenSettings
-from ludwig_peft_plugin.data.fingerprints import source_fingerprints, token_key
-from ludwig_peft_plugin.data.lengths import LengthLimits, context_for_rows
 from ludwig_peft_plugin.data.metadata import OWN_KEY, feature_metadata, random_seed_of, retrieval_index_of
+from ludwig_peft_plugin.data.preprocess_inputs import (
+    arguments_for_ludwig,
+    config_dict,
+    key_of_tokens,
+    loaded_metadata,
+    row_tokenizer,
+    task_columns,
+    token_settings,
+)
 from ludwig_peft_plugin.data.progress import RowProgress
-from ludwig_peft_plugin.data.prompts import PlainPrompt, prompt_of
 from ludwig_peft_plugin.data.rows import Rows
-from ludwig_peft_plugin.data.sources import DataSources, choose_sources
-from ludwig_peft_plugin.data.tasks import TaskColumn
-from ludwig_peft_plugin.data.token_cache import TokenCache
+from ludwig_peft_plugin.data.sources import choose_sources
 from ludwig_peft_plugin.data.training_tokens import (
     find_sets,
     recorded_warnings,
@@ -37,16 +38,14 @@ from ludwig_peft_plugin.data.training_tokens import (
     token_cache,
     tokenize_sets,
 )
-from ludwig_peft_plugin.data.yaml_paths import DATASET_OPTIONS, resolve_local
 from ludwig_peft_plugin.errors import DataError
-from ludwig_peft_plugin.model.base_model import context_length, load_model_config, load_tokenizer
 
 TrainingData = tuple[Dataset, Dataset | None, Dataset | None, dict[str, Any]]
 
 
 def is_text_to_text(config: Any) -> bool:
     """Return whether this is a language model that reads text and writes text, zero-shot or fine-tuned on targets."""
-    config = _as_dict(config)
+    config = config_dict(config)
     trainer = config.get("trainer") or {}
     return (
         config.get("model_type") == "llm"
@@ -96,7 +95,7 @@ def preprocess_for_training(
         given = {"dataset": dataset, "training_set": training_set, "validation_set": validation_set}
         return original(
             config,
-            **_for_ludwig(config, **given, test_set=test_set, data_format=data_format),
+            **arguments_for_ludwig(config, **given, test_set=test_set, data_format=data_format),
             training_set_metadata=training_set_metadata,
             skip_save_processed_input=skip_save_processed_input,
             backend=backend,
@@ -104,21 +103,21 @@ def preprocess_for_training(
             callbacks=callbacks,
             **({} if preprocessing_params is None else {"preprocessing_params": preprocessing_params}),
         )
-    section = _as_dict(config)
+    section = config_dict(config)
     preprocessing = {**(section.get("preprocessing") or {}), **(preprocessing_params or {})}
     sources = choose_sources(section, dataset, training_set, validation_set, test_set, data_format)
-    metadata = _load_metadata(training_set_metadata)
-    settings = _settings(config, section)
+    metadata = loaded_metadata(training_set_metadata)
+    settings = token_settings(config, section)
     cache = token_cache(backend, skip_save=skip_save_processed_input)
-    key, frames = _key(cache, section, preprocessing, sources, settings, random_seed)
+    key, frames = key_of_tokens(cache, section, preprocessing, sources, settings, random_seed)
     sets, index_name = find_sets(cache, key), None
     if sets is None:
         with recorded_warnings() as warnings:
             rows = Rows(section, preprocessing, sources, random_seed, frames=frames)
             rows.require_targets()
             rows.render_retrieved(retrieval_index_of(metadata))
-            tokenizer = _tokenizer(section, rows, settings, None if key is None else cache.scratch_folder)
-            rows.drop_unusable(tokenizer.prompt.columns, for_split=True, kept=_task_columns(rows, settings))
+            tokenizer = row_tokenizer(section, rows, settings, None if key is None else cache.scratch_folder)
+            rows.drop_unusable(tokenizer.prompt.columns, for_split=True, kept=task_columns(rows, settings))
             sets, index_name = tokenize_sets(rows, tokenizer, backend, callbacks or []), rows.index_name
         del rows, frames  # the text is in the sets
         if key is not None and cache.may_write:
@@ -170,7 +169,7 @@ def preprocess_for_prediction(
     if not is_text_to_text(config):
         return original(
             config,
-            **_for_ludwig(config, dataset=dataset, data_format=data_format),
+            **arguments_for_ludwig(config, dataset=dataset, data_format=data_format),
             training_set_metadata=training_set_metadata,
             split=split,
             include_outputs=include_outputs,
@@ -179,17 +178,17 @@ def preprocess_for_prediction(
         )
     if isinstance(dataset, Dataset):
         return dataset, training_set_metadata
-    section = _as_dict(config)
-    metadata = _load_metadata(training_set_metadata)
+    section = config_dict(config)
+    metadata = loaded_metadata(training_set_metadata)
     seed = random_seed_of(metadata, default_random_seed)
     sources = choose_sources(section, dataset, data_format=data_format)
     preprocessing = section.get("preprocessing") or {}
-    settings = _settings(config, section)
+    settings = token_settings(config, section)
     frames, named = None, adapter_column(section) is not None
     if split != FULL and include_outputs and not named:
         # Tokens of training are used again; those of other rows are not kept, as in stock Ludwig.
         cache = token_cache(backend, skip_save=True)
-        key, frames = _key(cache, section, preprocessing, sources, settings, seed)
+        key, frames = key_of_tokens(cache, section, preprocessing, sources, settings, seed)
         sets = find_sets(cache, key)
         if sets is not None and len(sets.rows[split]):
             return settings.dataset(sets.rows[split]), metadata
@@ -197,13 +196,13 @@ def preprocess_for_prediction(
     if include_outputs:
         rows.require_targets()
     rows.render_retrieved(retrieval_index_of(metadata))
-    tokenizer = _tokenizer(section, rows, settings)
+    tokenizer = row_tokenizer(section, rows, settings)
     adapters = adapters_of_rows(section, rows.frame, rows.source) if named else None
     rows.drop_unusable(
         tokenizer.prompt.columns,
         for_split=split != FULL,
         for_targets=include_outputs,
-        kept=_task_columns(rows, settings),
+        kept=task_columns(rows, settings),
     )
     frame = rows.frame if split == FULL else rows.frame.iloc[rows.split()[split]]
     if frame.empty:
@@ -228,76 +227,3 @@ def preprocess_for_prediction(
     if adapters is not None:
         result.adapters = adapters.loc[frame.index[kept]].tolist()
     return result, metadata
-
-
-def _settings(config: Any, section: dict[str, Any]) -> TokenSettings:
-    """Return what is the same for all data; the base model's tokenizer and context are read here."""
-    generation = section.get("generation") or {}
-    return TokenSettings(
-        tokenizer=load_tokenizer(config.base_model, config.trust_remote_code),
-        input_feature=section["input_features"][0],
-        output_feature=section["output_features"][0],
-        limits=LengthLimits.of(section, context_for_rows(config, context_length(load_model_config(config)))),
-        new_tokens=generation.get("max_new_tokens") or 0,
-        tasks=TaskColumn.of(getattr(config, "adapter", None)),
-    )
-
-
-def _task_columns(rows: Rows, settings: TokenSettings) -> list[str]:
-    """Return the column of the rows' tasks, if there are tasks; a dataset without it is refused."""
-    return [] if settings.tasks is None else [settings.tasks.found(rows.frame.columns, rows.source)]
-
-
-def _tokenizer(section: dict[str, Any], rows: Rows, settings: TokenSettings, folder: str | None = None) -> RowTokenizer:
-    """Return what makes tokens of these rows; the prompt is checked here."""
-    columns = list(rows.frame.columns)
-    prompt = (
-        PlainPrompt(columns, retrieval.PROMPT_COLUMN)
-        if retrieval.PROMPT_COLUMN in columns
-        else prompt_of(section, settings.input_feature, columns, rows.source)
-    )
-    return RowTokenizer(settings, prompt, folder)
-
-
-def _key(
-    cache: TokenCache,
-    section: dict[str, Any],
-    preprocessing: dict[str, Any],
-    sources: DataSources,
-    settings: TokenSettings,
-    seed: int,
-) -> tuple[str | None, dict[str, pd.DataFrame] | None]:
-    """Return the key of a run's tokens, None where they are neither looked for nor kept, and the tables if read.
-
-    Prompts with retrieved examples also depend on Ludwig's index of the examples, whose content is not known here.
-    """
-    if not cache.is_useful or retrieval.uses_retrieval(section):
-        return None, None
-    data, frames = source_fingerprints(sources)
-    key = token_key(data, settings.tokenizer, section, preprocessing, settings.limits, seed, settings.tasks)
-    return key, frames
-
-
-def _for_ludwig(config: Any, **given: Any) -> dict[str, Any]:
-    """Return the data arguments for Ludwig's own function: as given, or else those of a language model's config."""
-    section = _as_dict(config)
-    if section.get("model_type") != "llm" or any(given.get(option) is not None for option in DATASET_OPTIONS):
-        return given
-    sources = choose_sources(section, data_format=given["data_format"])
-    found = {option: getattr(sources, option) for option in DATASET_OPTIONS if option in given}
-    local = {option: resolve_local(path, option) for option, path in found.items() if path is not None}
-    return {**given, **local, "data_format": sources.data_format}
-
-
-def _load_metadata(metadata: Any) -> dict[str, Any]:
-    """Return a copy of the metadata, read from a file where a path is given."""
-    if isinstance(metadata, str):
-        from ludwig.data.preprocessing import load_metadata
-
-        metadata = load_metadata(metadata)
-    return dict(metadata or {})
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    result: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    return result

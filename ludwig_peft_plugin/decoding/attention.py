@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ludwig_peft_plugin.engine import attention as padding_free_attention
+from ludwig_peft_plugin.engine import transformers_attention as padding_free_attention
 
 NAME = "ludwig_slots"
 """The name under which transformers knows this attention."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Decoder:
-    """Generates with a transformers model whose attention `engine.attention` knows.
+    """Generates with a transformers model whose attention `engine.transformers_attention` knows.
 
     Attributes:
         most_slots: a bound on the rows at once besides that of memory; lowered when memory runs out all the same.

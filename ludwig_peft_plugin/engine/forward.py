@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.attention import flat_row, padded_places, supports_padding_free
+from ludwig_peft_plugin.engine.attention import padded_places
+from ludwig_peft_plugin.engine.cached_tokens import readable_caches
 from ludwig_peft_plugin.engine.dropout import draw_seed
 from ludwig_peft_plugin.engine.graphs import graphed_states
 from ludwig_peft_plugin.engine.install import prepare, refresh_adapters
-from ludwig_peft_plugin.engine.virtual_tokens import ModelInput, VirtualTokens, readable_caches, virtual_tokens
+from ludwig_peft_plugin.engine.model_input import ModelInput, VirtualTokens
+from ludwig_peft_plugin.engine.transformers_attention import flat_row, supports_padding_free
+from ludwig_peft_plugin.engine.virtual_tokens import virtual_tokens
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Options of transformers' configs by which logits are more than hidden states times the output matrix."""

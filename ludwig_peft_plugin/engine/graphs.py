@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.attention import flat_row
 from ludwig_peft_plugin.engine.fused.group import Adapter
 from ludwig_peft_plugin.engine.fused.layer import FusedForward, obstacle
 from ludwig_peft_plugin.engine.install import decoder_layers, fused_layers, refresh_adapters
+from ludwig_peft_plugin.engine.transformers_attention import flat_row
 
 logger = logging.getLogger(__name__)
 

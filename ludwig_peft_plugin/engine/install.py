@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ludwig_peft_plugin.engine import attention
+from ludwig_peft_plugin.engine import transformers_attention
 from ludwig_peft_plugin.engine.fused.group import refresh
 from ludwig_peft_plugin.engine.fused.layer import LAYERS, FusedForward, obstacle
 
@@ -20,10 +20,10 @@ SWITCH = "LUDWIG_PEFT_FUSED"
 
 def prepare(base: Any) -> None:
     """Make `base` attend within sequences and fuse its layers, once; it generates as before."""
-    if base.config._attn_implementation == attention.NAME:
+    if base.config._attn_implementation == transformers_attention.NAME:
         return
-    attention.register()
-    base.config._attn_implementation = attention.NAME
+    transformers_attention.register()
+    base.config._attn_implementation = transformers_attention.NAME
     if os.environ.get(SWITCH, "1") == "0":
         return
     layers = [layer for layer in decoder_layers(base) if getattr(layer, "_compiled_call_impl", None) is None]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ludwig_peft_plugin.engine.attention import has_varlen_kernel, padded_places
+
 
 def prefixed_attention(
     query: Tensor,
@@ -36,8 +38,6 @@ def prefixed_attention(
         scale: factor of the scores, usually 1 / sqrt(d).
         window: how many keys, its own included, a token sees at most (sliding-window attention).
     """
-    from ludwig_peft_plugin.engine.attention import has_varlen_kernel
-
     if has_varlen_kernel(query):
         from torch.nn.attention.varlen import varlen_attn
 
@@ -59,8 +59,6 @@ def _padded(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    from ludwig_peft_plugin.engine.attention import padded_places
-
     sequences = len(query_starts) - 1
     query_places = padded_places(query_starts, lengths[0], len(query))
     key_places = padded_places(key_starts, lengths[1], len(key))

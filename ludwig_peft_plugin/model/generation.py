@@ -14,8 +14,8 @@ import torch
 from ludwig_peft_plugin.decoding.choice import Choice
 from ludwig_peft_plugin.decoding.decoder import Decoder
 from ludwig_peft_plugin.decoding.rows import Row
-from ludwig_peft_plugin.engine.attention import supports_padding_free
 from ludwig_peft_plugin.engine.forward import unwrapped
+from ludwig_peft_plugin.engine.transformers_attention import supports_padding_free
 from ludwig_peft_plugin.model.padded_generation import generate_padded
 
 logger = logging.getLogger(__name__)

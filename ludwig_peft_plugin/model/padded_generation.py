@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ludwig_peft_plugin.engine.forward import unwrapped
-from ludwig_peft_plugin.engine.virtual_tokens import VirtualTokens, virtual_tokens
+from ludwig_peft_plugin.engine.model_input import VirtualTokens
+from ludwig_peft_plugin.engine.virtual_tokens import virtual_tokens
 
 logger = logging.getLogger(__name__)
 

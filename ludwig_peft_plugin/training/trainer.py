@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from ludwig.globals import TRAINING_CHECKPOINTS_DIR_PATH, TRAINING_PROGRESS_TRACKER_FILE_NAME
+from ludwig.globals import TRAINING_CHECKPOINTS_DIR_PATH
 from ludwig.trainers.trainer_llm import FineTuneTrainer
 from ludwig.utils.trainer_utils import append_metrics
 from torch.amp.grad_scaler import GradScaler
@@ -21,10 +21,11 @@ from ludwig_peft_plugin.evaluation import in_training
 from ludwig_peft_plugin.evaluation.predictor import PeftPredictor
 from ludwig_peft_plugin.training.adapter_start import AdapterStart
 from ludwig_peft_plugin.training.batch_size import BatchSizeTuning
-from ludwig_peft_plugin.training.checkpoint import TrainingCheckpoint, trained_parameters, write_json
+from ludwig_peft_plugin.training.checkpoint import trained_parameters
 from ludwig_peft_plugin.training.first_error import first_error_shown
 from ludwig_peft_plugin.training.loss_log import LossLog, StepSummary
 from ludwig_peft_plugin.training.out_of_memory import explained_out_of_memory
+from ludwig_peft_plugin.training.run_checkpoints import RunCheckpoints
 from ludwig_peft_plugin.training.step_rows import SeededBatches, StepRows
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 INITIAL_ADAPTER = "initial_adapter"  # beside the checkpoints
 
 
-class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
+class PeftTrainer(AdapterStart, BatchSizeTuning, RunCheckpoints, FineTuneTrainer):
     """Fine-tunes a `PeftLLM`.
 
     One batch of the loop is one optimiser step: its micro-batches are accumulated inside `train_step`, weighted by
@@ -262,59 +263,3 @@ class PeftTrainer(AdapterStart, BatchSizeTuning, FineTuneTrainer):
         with explained_out_of_memory(self.model.config_obj, "evaluating"):
             metrics = in_training.evaluate(predictor, dataset, dataset_name, progress_tracker, self._folder)
         return append_metrics(self.model, dataset_name, metrics, metrics_log, progress_tracker)
-
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def create_checkpoint_handle(self) -> TrainingCheckpoint:
-        """Return the checkpoint of this run: trained weights, optimiser, schedule and position."""
-        self._checkpoint = TrainingCheckpoint(self.distributed, self.model, self.optimizer, self.scheduler)
-        return self._checkpoint
-
-    def save_checkpoint(self, progress_tracker: Any, save_path: str, checkpoint_manager: Any) -> None:
-        """Save weights, optimiser and progress in one file, so that they can never be of different steps."""
-        progress_tracker.increment_checkpoint()
-        self._checkpoint.scheduler = self.scheduler
-        self._checkpoint.hooks = None if self._hooks is None else self._hooks.state()
-        self._checkpoint.extra = {
-            "progress": _progress(progress_tracker),
-            "steps_into_epoch": self._rows.steps_into_epoch if self._rows else 0,
-            "capacity": self._rows.capacity if self._rows else None,
-            "loss_curve": self.loss_curve,
-        }
-        checkpoint_manager.save(progress_tracker.steps)
-        write_json(os.path.join(save_path, TRAINING_PROGRESS_TRACKER_FILE_NAME), self._checkpoint.extra["progress"])
-        self.callback(lambda c: c.on_checkpoint(self, progress_tracker))
-
-    def _create_or_resume_progress_tracker(
-        self, progress_path: str, checkpoints_path: str, checkpoint: Any, output_features: Any
-    ) -> Any:
-        """Resume after the last checkpoint. One that cannot be used is an error, never a new start."""
-        if not (self.resume and self.resume_files_exist(progress_path, checkpoints_path)):
-            resume, self.resume = self.resume, False
-            try:
-                return super()._create_or_resume_progress_tracker(
-                    progress_path, checkpoints_path, checkpoint, output_features
-                )
-            finally:
-                self.resume = resume
-        from ludwig.utils.trainer_utils import ProgressTracker
-
-        self.resume_weights_and_optimizer(checkpoints_path, checkpoint)
-        tracker = ProgressTracker.load(checkpoint.extra["progress"])
-        self._losses.restore(checkpoint.extra["loss_curve"])
-        self._saved_scheduler = checkpoint.scheduler_state
-        self._saved_hooks = checkpoint.hooks
-        self._saved_rates = [group["lr"] for group in self.optimizer.param_groups]
-        if self._rows is not None:
-            self._rows.skip_steps = int(checkpoint.extra["steps_into_epoch"])
-            if self.tuned:  # measuring again may find another size, and the run's order goes by the first
-                self.batch_size = tracker.batch_size
-                self._rows.capacity = checkpoint.extra["capacity"]
-        logger.info("Resuming after step %d (epoch %d).", tracker.steps, tracker.epoch)
-        return tracker
-
-
-def _progress(tracker: Any) -> dict[str, Any]:
-    """Return the progress tracker's lasting fields, as Ludwig's own file holds them."""
-    passing = {"steps_per_epoch", "total_steps", "training_start_time"}
-    return {name: value for name, value in vars(tracker).items() if name not in passing}

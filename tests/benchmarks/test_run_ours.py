@@ -17,6 +17,7 @@ def models(tmp_path_factory):
     record = prepare(folder, "cpu", ["tiny"])
     assert record["checkpoints"]["tiny"]["written_gb"] >= 0
     assert record["rows"]["0"]["rows"] > 2000
+    assert record.keys() >= {"device", "versions", "commit", "date"}, "run.py takes these from here"
     assert "torch" in record["versions"]
     return folder
 

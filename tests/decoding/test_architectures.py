@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ludwig_peft_plugin.engine.attention import PLAIN_ATTENTION, supports_padding_free
+from ludwig_peft_plugin.engine.transformers_attention import PLAIN_ATTENTION, supports_padding_free
 from ludwig_peft_plugin.model.generation import generate_answers, slot_choice
 
 CPU = torch.device("cpu")

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.attention import supports_padding_free
 from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
 from ludwig_peft_plugin.engine.forward import hidden_states, target_logits, unwrapped
 from ludwig_peft_plugin.engine.install import SWITCH
+from ludwig_peft_plugin.engine.transformers_attention import supports_padding_free
 from ludwig_peft_plugin.engine.virtual_tokens import needs_tasks, virtual_tokens
 from ludwig_peft_plugin.errors import ModelError
 from ludwig_peft_plugin.training.loss import target_loss

@@ -1,7 +1,9 @@
 """Small runs of the real pipeline, on the shipped model and rows of the shipped dataset."""
 
+import importlib.util
 import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -50,3 +52,22 @@ def new_model(registered: None) -> Any:
         return LudwigModel(config, logging_level=logging.ERROR)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_bases(registered: None) -> ModuleType:
+    """The module of that name beside this one: rows of random tokens, and bases to write."""
+    path = Path(__file__).with_name("random_bases.py")
+    spec = importlib.util.spec_from_file_location("integration_random_bases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def base_folders(random_bases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folders of the random bases, by name."""
+    found: dict[str, str] = random_bases.write_bases(tmp_path_factory.mktemp("bases"))
+    return found

@@ -1,36 +1,26 @@
-"""On a GPU: every adapter type on every kind of base, in the plugin's own model and trainer, and their switching."""
+"""On a GPU: every adapter type on every kind of base, in the plugin's own model and trainer."""
 
 from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from ludwig.schema.llms.peft import adapter_registry
 from ludwig.schema.model_types.base import ModelConfig
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import ludwig_peft_plugin.adapters  # noqa: F401 (registers the types)
-from ludwig_peft_plugin.adapters.several.active import set_adapter, use_adapter
-from ludwig_peft_plugin.adapters.several.attach import attach_adapters
 from ludwig_peft_plugin.config.adapter_types import capabilities, trains_quantized
-from ludwig_peft_plugin.config.adapters_section import AdaptersConfig
 from ludwig_peft_plugin.data.batches import StepBatch, collate, padded
-from ludwig_peft_plugin.data.ragged import Ragged
-from ludwig_peft_plugin.data.token_dataset import TokenDataset
-from ludwig_peft_plugin.decoding import step
 from ludwig_peft_plugin.model import base_model
 from ludwig_peft_plugin.model.generation import Answer, generate_answers
-from ludwig_peft_plugin.training.loss import target_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,21 +31,7 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda")
-VOCABULARY, END = 512, 0  # the end is that of the shipped tokenizer
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.08,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": END,
-    "pad_token_id": END,
-}
+END = 0  # the token of the shipped tokenizer
 SECTIONS: dict[str, dict[str, Any] | None] = {
     "bfloat16": None,
     "8-bit": {"bits": 8},
@@ -88,23 +64,10 @@ def cells() -> list[tuple[str, str]]:
     return found
 
 
-class Rows(TokenDataset):
-    """Rows of random tokens, the first four of which are the prompt, each of one of two tasks."""
-
-    def __init__(self, lengths: tuple[int, ...], tasks: bool) -> None:
-        generator = np.random.default_rng(len(lengths))
-        rows = [generator.integers(3, VOCABULARY, length).tolist() for length in lengths]
-        frame = pd.DataFrame({"prompt": [""] * len(rows), "output": [""] * len(rows)})
-        prompts = np.full(len(rows), 4, dtype=np.int32)
-        of_rows = np.arange(len(rows), dtype=np.int32) % 2 if tasks else None
-        super().__init__(Ragged.from_lists(rows), prompts, frame, has_targets=True, pad_id=END, tasks=of_rows)
-        self.numbers = np.arange(len(rows))
-
-
 class Cell:
     """A type on a base: trained for a few steps, and then given noise, so that it is far from where it started."""
 
-    def __init__(self, kind: str, base: str, folders: dict[str, str]) -> None:
+    def __init__(self, kind: str, base: str, folders: dict[str, str], random_bases: ModuleType) -> None:
         self.kind, self.base, self.cls = kind, base, adapter_registry[kind]
         self.trains_base = bool(getattr(self.cls, "trains_base", False))
         options = {**OPTIONS.get(kind, {}), **(OF_UNQUANTISED_WEIGHTS.get(kind, {}) if SECTIONS[base] else {})}
@@ -120,7 +83,7 @@ class Cell:
         if SECTIONS[base]:
             config["quantization"] = SECTIONS[base]
         self.config = ModelConfig.from_dict(config)
-        self.rows = Rows((17, 40, 9, 26), "task_column" in self.cls.model_fields)
+        self.rows = random_bases.Rows((17, 40, 9, 26), "task_column" in self.cls.model_fields)
         self._train()
 
     def _train(self) -> None:
@@ -218,25 +181,6 @@ def same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Random bases with the shipped tokenizer: a Qwen2, which has biases, and a Llama for what needs one."""
-    found = {}
-    for name, cls, config in (("qwen2", Qwen2ForCausalLM, Qwen2Config), ("llama", LlamaForCausalLM, LlamaConfig)):
-        folder = tmp_path_factory.mktemp(name)
-        torch.manual_seed(0)
-        model = cls(config(**SHAPE))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:  # norms start as ones and biases as zeros, where a mistake would not show
-                    parameter += 0.1 * torch.randn_like(parameter)
-        model.to(torch.bfloat16).save_pretrained(folder)
-        for tokenizer in (base_model.ASSETS / "tiny-llama-python").glob("tokenizer*"):
-            shutil.copy(tokenizer, folder)
-        found[name] = str(folder)
-    return found
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _each_base_is_loaded_once() -> Iterator[None]:
     """Load what a config asks for as users do, the first time, and hand out copies: there are hundreds of cells."""
@@ -255,8 +199,8 @@ def _each_base_is_loaded_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=cells(), ids="-".join)
-def cell(request: pytest.FixtureRequest, registered: None, folders: dict[str, str]) -> Cell:
-    return Cell(*request.param, folders)
+def cell(request: pytest.FixtureRequest, base_folders: dict[str, str], random_bases: ModuleType) -> Cell:
+    return Cell(*request.param, base_folders, random_bases)
 
 
 def test_every_type_is_here() -> None:
@@ -314,99 +258,3 @@ def test_answers_of_a_batch_are_those_of_one_at_a_time(cell: Cell) -> None:
         if one != other:
             first = next(place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
             assert cell.margin(row, one[:first]) < NEAR, "another token, which was no draw"
-
-
-# ---- switching between adapters --------------------------------------------------------------------------------
-
-EVERYWHERE: dict[str, Any] = {"target_modules": "all-linear"}
-LAST_LAYER: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
-ORDER = ("one", "two", "one")
-
-
-def pair(folder: str, options: dict[str, Any]) -> Any:
-    """Return a base with two LoRA adapters far from zero, always the same."""
-    torch.manual_seed(0)
-    base = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map={"": DEVICE})
-    lora = {"type": "lora", "dropout": 0.0, **options}
-    section = {"adapters": {"one": {**lora, "r": 4}, "two": {**lora, "r": 8}}}
-    model = attach_adapters(base.requires_grad_(False), AdaptersConfig.model_validate(section))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def test_recorded_answers_follow_the_adapter(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded: list[int] = []
-    record = step.Steps._record
-
-    def spy(self: Any) -> None:
-        record(self)
-        recorded.append(int(self._graph is not None))
-
-    monkeypatch.setattr(step.Steps, "_record", spy)
-    rows = Rows((7, 3, 9, 12), tasks=False)
-    prompts = [rows.input_ids[row] for row in rows.numbers]
-    config = GenerationConfig(do_sample=False, max_new_tokens=24, eos_token_id=[END], pad_token_id=END)
-
-    def answers(model: Any) -> list[tuple[list[int], list[float]]]:
-        made = generate_answers(model, prompts, config, device=DEVICE)
-        return [(answer.tokens.tolist(), answer.probabilities.tolist()) for answer in made]
-
-    switched = pair(folders["qwen2"], EVERYWHERE).eval()
-    found = []
-    for name in ORDER:
-        with use_adapter(switched, name):
-            found.append(answers(switched))
-    for name, made in zip(ORDER, found, strict=True):
-        fresh = pair(folders["qwen2"], EVERYWHERE).eval()
-        set_adapter(fresh, name)
-        assert answers(fresh) == made
-    assert found[0] != found[1]
-    assert recorded == [1] * 2 * len(ORDER)
-
-
-@pytest.mark.parametrize("options", [EVERYWHERE, LAST_LAYER], ids=["all layers", "the last layer"])
-def test_recorded_training_follows_the_adapter(folders: dict[str, str], options: dict[str, Any]) -> None:
-    """With adapters in the last layer alone, nothing in the first one tells which of them is active."""
-    rows = Rows((17, 40, 9, 26), tasks=False)
-    part = collate(rows, rows.numbers).to(DEVICE)
-
-    def passes(model: Any, name: str) -> tuple[list[float], dict[str, Tensor]]:
-        """Return the losses and the sum of the gradients of some passes, the last of which are replayed."""
-        set_adapter(model, name, trained=[name])
-        model.train()
-        model.zero_grad(set_to_none=True)
-        losses = []
-        for _ in range(4):
-            loss = target_loss(model, part).loss_sum
-            loss.backward()
-            losses.append(loss.item())
-        assert model.get_base_model().__dict__["_ludwig_peft_graphs"].graphs
-        named = {path: p.grad.clone() for path, p in model.named_parameters() if p.grad is not None}
-        assert named
-        assert all(name in path.split(".") for path in named)
-        return losses, named
-
-    switched = pair(folders["qwen2"], options)
-    for name in ORDER:
-        losses, gradients = passes(switched, name)
-        expected_losses, expected = passes(pair(folders["qwen2"], options), name)
-        assert losses == pytest.approx(expected_losses, rel=1e-3)
-        assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-3), "replayed as it was run"
-        assert gradients.keys() == expected.keys()
-        for path, gradient in gradients.items():
-            assert (gradient - expected[path]).norm() < 1e-2 * expected[path].norm(), path
-    losses, gradients = passes(switched, "one")
-    switched.eval()
-    with torch.no_grad(), use_adapter(switched, None):
-        alone = float(target_loss(switched, part).loss_sum)
-    filler = [torch.full((256,), float("nan"), device=DEVICE) for _ in range(4096)]  # also where memory was freed
-    again, repeated = passes(switched, "one")
-    assert all(torch.isnan(tensor).all() for tensor in filler), "a graph has written where it no longer may"
-    assert again == pytest.approx(losses, rel=1e-3)
-    assert alone != losses[0]
-    for path, gradient in repeated.items():
-        assert (gradient - gradients[path]).norm() < 1e-2 * gradients[path].norm(), path
