@@ -33,7 +33,7 @@ SPREAD = 10 / 3  # how far from the default rates are tried
 PLAIN_RATE = 1e-3  # the default of a type that has none of its own: Ludwig's
 NEEDED: dict[str, dict[str, Any]] = {
     "bitfit": {"create": True},  # a Llama has no biases
-    "multitask_prompt_tuning": {"task_column": "task", "num_tasks": 2},
+    "multitask_prompt_tuning": {"task_column": "task", "num_tasks": 2, "tasks": ["function", "method"]},
 }
 """Options without which a type does not train this model on these rows."""
 

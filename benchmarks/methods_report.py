@@ -6,6 +6,7 @@ usage: python benchmarks/methods_report.py [--check]      (--check only says whe
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def page(document: dict[str, Any], rates: dict[str, float]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for label, runs in sorted(labels.items(), key=lambda item: best(item[1])["test_loss"]):
-        at_default = [run for run in runs if run["rate"] == rates.get(label)]
+        at_default = [run for run in runs if math.isclose(run["rate"], rates.get(label, 0.0))]
         shown = f"{at_default[0]['rate']:g} | {at_default[0]['test_loss']:.4f}" if at_default else "- | -"
         top = best(runs)
         name = f"[{label}]({label}.md)" if label in rates else label
@@ -71,20 +72,18 @@ def page(document: dict[str, Any], rates: dict[str, float]) -> str:
             f"| {name} | {top['trained']:,} | {top['trained'] / top['total']:.2%} | {shown} | "
             f"{top['rate']:g} | {top['test_loss']:.4f} |"
         )
-    failed = {label: [run for run in runs if run["error"] is not None] for label, runs in document["labels"].items()}
     lines += [
         "",
-        "Losses are in nats per target token of 201 test rows. `bitfit` makes the biases that a Llama does not have,",
-        "and `multitask_prompt_tuning` gets two tasks (functions and methods). A tiny model, trained long on few rows,",
-        "favours methods with many parameters and high rates more than a large one does: compare on your own data with",
-        "`ludwig-peft compare`.",
+        "Losses are in nats per target token of 201 test rows. `bitfit` makes the biases that a Llama does not have.",
+        "A tiny model, trained long on few rows, favours methods with many parameters and high rates more than a large",
+        "one does, so a default also follows the method's paper and PEFT's comparison. Compare on your own data with",
+        f"`ludwig-peft compare`. Not measured here: {', '.join(sorted(rates.keys() - labels.keys())) or 'none'}.",
         "",
         f"Measured on {document['device']} ({document['date']}, torch {document['versions']['torch']}, peft "
         f"{document['versions']['peft']}, commit {document['commit'][:12]})",
         "with `python benchmarks/learning_rates.py`; all rates and losses are in",
         "`benchmarks/results/learning_rates.json`.",
     ]
-    lines += [f"\n{label}: {runs[0]['error']}" for label, runs in failed.items() if runs and label not in labels]
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,8 @@ INDEX = """\
 <!-- Written by scripts/generate_docs.py from the classes of the types. -->
 
 `adapter: {type: <type>}` in a config; each page has the equation, where it sits, when to choose it and every option. A
-learning rate is the default of `trainer.learning_rate` for a config that gives none.
+learning rate is the default of `trainer.learning_rate` for a config that gives none. [All compared](comparison.md)
+on the shipped model, each at several rates.
 """
 INHERITED = {
     "pretrained_adapter_weights": "A trained adapter to go on from: a folder or a name on the Hugging Face hub.",

@@ -29,7 +29,7 @@ class CartridgeConfig(SoftPrompt):
 
     paper: ClassVar[str] = "Eyuboglu et al. 2025, https://arxiv.org/abs/2506.06266"
     good_for: ClassVar[str] = "a long text that many prompts share, kept as a small cache"
-    learning_rate: ClassVar[float | None] = 5e-3
+    learning_rate: ClassVar[float | None] = 1e-2
 
     peft_type: ClassVar[str] = "CARTRIDGE"
     title: ClassVar[str] = "Cartridge"

@@ -17,7 +17,7 @@ class DeftConfig(PeftMethod):
 
     paper: ClassVar[str] = "DEFT 2025, https://arxiv.org/abs/2509.22793"
     good_for: ClassVar[str] = "replacing what the base does rather than adding to it"
-    learning_rate: ClassVar[float | None] = 5e-4
+    learning_rate: ClassVar[float | None] = 1e-3
     peft_type: ClassVar[str] = "DEFT"
     title: ClassVar[str] = "DEFT"
     summary: ClassVar[str] = "Removes a learned subspace from each weight and trains what takes its place."

@@ -28,7 +28,7 @@ class FourierFTConfig(PeftMethod):
 
     paper: ClassVar[str] = "Gao et al. 2024, https://arxiv.org/abs/2405.03003"
     good_for: ClassVar[str] = "the smallest files, with a choice of their exact size"
-    learning_rate: ClassVar[float | None] = 3e-2
+    learning_rate: ClassVar[float | None] = 1e-2
     peft_type: ClassVar[str] = "FOURIERFT"
     title: ClassVar[str] = "FourierFT"
     summary: ClassVar[str] = "Trains a few Fourier coefficients of each weight's update, at places drawn once."

@@ -25,7 +25,7 @@ class MissConfig(PeftMethod):
 
     paper: ClassVar[str] = "Kang and Yin 2024, https://arxiv.org/abs/2409.15371"
     good_for: ClassVar[str] = "fast training with little memory"
-    learning_rate: ClassVar[float | None] = 5e-4
+    learning_rate: ClassVar[float | None] = 3e-4
     peft_type: ClassVar[str] = "MISS"
     title: ClassVar[str] = "MiSS"
     summary: ClassVar[str] = "Trains one small matrix per layer that is applied to sums of the input's parts."

@@ -24,7 +24,7 @@ class PsoftConfig(PeftMethod):
 
     paper: ClassVar[str] = "PSOFT 2026, https://openreview.net/forum?id=FSHrinMArK"
     good_for: ClassVar[str] = "orthogonal updates within a weight's main directions"
-    learning_rate: ClassVar[float | None] = 2e-3
+    learning_rate: ClassVar[float | None] = 1e-3
     peft_type: ClassVar[str] = "PSOFT"
     title: ClassVar[str] = "PSOFT"
     summary: ClassVar[str] = "Trains a rotation among the principal directions of each weight."

@@ -19,7 +19,7 @@ class RandLoraConfig(PeftMethod):
 
     paper: ClassVar[str] = "Albert et al. 2025, https://arxiv.org/abs/2502.00987"
     good_for: ClassVar[str] = "full-rank updates with few parameters"
-    learning_rate: ClassVar[float | None] = 1e-3
+    learning_rate: ClassVar[float | None] = 3e-4
     peft_type: ClassVar[str] = "RANDLORA"
     title: ClassVar[str] = "RandLoRA"
     summary: ClassVar[str] = "Trains diagonals that scale a sum of frozen random matrices of full rank together."
