@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ludwig.error import ConfigValidationError
@@ -105,6 +106,20 @@ class AdapterConfig(BaseAdapterConfig):
         from ludwig_peft_plugin.adapters.peft_build import wrap_with_peft
 
         return wrap_with_peft(base, self.to_config(task_type="CAUSAL_LM"))
+
+    def start_plainly(self) -> None:
+        """Start from now on without data and without the base's numbers.
+
+        Weights have the sizes they would have; where these depend on numbers, the largest they could have.
+        """
+
+    @classmethod
+    def without_data(cls) -> AbstractContextManager[None]:
+        """Return a context within which adapters of the type are put on a base on the meta device, and run there.
+
+        For what asks tensors for numbers, which those on the meta device do not have.
+        """
+        return nullcontext()
 
     def merge_obstacle(self, base: "PreTrainedModel") -> str | None:
         """Return why this adapter could not be merged into `base`, None if it can."""

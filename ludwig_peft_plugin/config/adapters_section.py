@@ -202,14 +202,15 @@ def _sharing_problems(named: dict[str, Any], merge: dict[str, Any], active: list
             if adapter is None:
                 continue
             obstacle = getattr(adapter, "sharing_obstacle", lambda: None)()
+            if obstacle and (len(named) > 1 or getattr(adapter, "trains_base", False)):
+                yield Problem(f"adapters.adapters.{name}", obstacle)
+                continue
             kinds[name] = adapter.to_config(task_type="CAUSAL_LM", init_lora_weights=True).peft_type
             if not adapter.pretrained_adapter_weights:  # whose folder says what its rank is
                 rank, pattern = getattr(adapter, "r", None), getattr(adapter, "rank_pattern", None) or {}
                 ranks[name] = None if rank is None else max(rank, *pattern.values(), 0)
         except (ConfigValidationError, TypeError, ValueError, KeyError):
             continue  # reported where the section itself is checked, or by PEFT on the model
-        if obstacle and len(named) > 1:
-            yield Problem(f"adapters.adapters.{name}", obstacle)
     first = next(iter(kinds), None)
     others = [name for name in kinds if kinds[name] != kinds[first]] if first is not None else []
     if first is not None and others:

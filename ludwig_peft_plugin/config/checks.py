@@ -20,7 +20,7 @@ def check_qlora_requirements(config: Any) -> None:
     if config.model_type != MODEL_LLM or config.trainer.type == "none" or not config.quantization:
         return
     named = config.adapters.adapters if getattr(config, "adapters", None) else {}
-    found = [("adapter", {"type": config.adapter.type})] if config.adapter else []
+    found: list[tuple[str, Any]] = [("adapter", config.adapter.type)] if config.adapter else []
     found += [(f"adapters.adapters.{name}", adapter) for name, adapter in named.items()]
     if not found:
         raise ConfigValidationError(
@@ -28,7 +28,8 @@ def check_qlora_requirements(config: Any) -> None:
         )
     for path, adapter in found:
         cls = adapter_class(adapter)
-        text = quantization_problem(cls, adapter["type"], config.quantization.backend) if cls is not None else None
+        kind = adapter if isinstance(adapter, str) else adapter["type"]
+        text = quantization_problem(cls, kind, config.quantization.backend) if cls is not None else None
         if text:
             raise ConfigValidationError(f"{path}.type: {text}")
 

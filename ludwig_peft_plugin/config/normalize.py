@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 from ludwig.error import ConfigValidationError
+from ludwig.schema.llms.peft import BaseAdapterConfig
 from ludwig.schema.utils import LudwigBaseConfig
 
 from ludwig_peft_plugin.config.adapter_types import adapter_class, capabilities
 from ludwig_peft_plugin.config.raw import section
 from ludwig_peft_plugin.config.sections import Choice, options
+from ludwig_peft_plugin.config.trainer import FineTuneTrainerConfig
 from ludwig_peft_plugin.config.values import EXPONENT
+
+logger = logging.getLogger(__name__)
 
 
 def normalized(data: dict[str, Any], cls: type[LudwigBaseConfig]) -> dict[str, Any]:
@@ -76,12 +81,34 @@ def _add_default_quantization(data: dict[str, Any]) -> None:
 
 
 def _add_learning_rate(data: dict[str, Any]) -> None:
-    """Give a trainer without a learning rate that of the adapter type: what suits LoRA is far off for others."""
-    cls = adapter_class(data.get("adapter"))
-    rate = getattr(cls, "learning_rate", None)
+    """Give a trainer without a learning rate that of the adapter type: what suits LoRA is far off for others.
+
+    Of several types it is the smallest, with which none of them diverges.
+    """
     trainer = section(data, "trainer")
-    if rate is not None and trainer.get("type") == "finetune" and trainer.get("learning_rate") is None:
-        data["trainer"] = {**trainer, "learning_rate": rate}
+    if trainer.get("type") != "finetune" or trainer.get("learning_rate") is not None:
+        return
+    usual = FineTuneTrainerConfig.model_fields["learning_rate"].get_default(call_default_factory=True)
+    rates = {name: getattr(cls, "learning_rate", None) or usual for name, cls in _trained_types(data).items()}
+    if not rates or (rate := min(rates.values())) == usual == max(rates.values()):
+        return
+    data["trainer"] = {**trainer, "learning_rate": rate}
+    if len(set(rates.values())) > 1:
+        each = ", ".join(f"{name} {value:g}" for name, value in rates.items())
+        logger.info("trainer.learning_rate is not given: %g, the smallest of what the adapters use (%s).", rate, each)
+
+
+def _trained_types(data: dict[str, Any]) -> dict[str, type[BaseAdapterConfig]]:
+    """Return the types of the adapters that training changes, by their names; a merged one is of its sources' type."""
+    given = section(data, "adapters")
+    named = section(given, "adapters")
+    merge = section(given, "merge")
+    kinds = {name: adapter_class(value) for name, value in (named or {"adapter": data.get("adapter")}).items()}
+    if merge.get("sources"):
+        kinds[merge.get("name") or "merged"] = kinds.get(merge["sources"][0])
+    trained = given.get("trained") or given.get("active") or list(kinds)[:1]
+    names = [trained] if isinstance(trained, str) else trained
+    return {name: cls for name, cls in kinds.items() if name in names and cls is not None}
 
 
 def _space(space: Any) -> Any:

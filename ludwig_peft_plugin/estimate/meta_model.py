@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from ludwig_peft_plugin.adapters.lora_options import LoraOptions
-from ludwig_peft_plugin.adapters.soft_prompts import SoftPrompt
+from ludwig_peft_plugin.adapters.base import AdapterConfig
 from ludwig_peft_plugin.engine.checkpoint import install
 from ludwig_peft_plugin.engine.embeddings import offload_embedding
 from ludwig_peft_plugin.engine.forward import unwrapped
@@ -30,8 +31,6 @@ from ludwig_peft_plugin.model.checkpoint_quantization import loading_arguments
 from ludwig_peft_plugin.model.llm import PeftLLM
 
 META = torch.device("meta")
-SAME_SIZE = ("default", "random", "gaussian", "mica")
-"""Values of `init_lora_weights` that need neither data nor the base's numbers."""
 
 
 class MetaLLM(PeftLLM):
@@ -57,7 +56,7 @@ class MetaLLM(PeftLLM):
         self.host = HostMemory(self.tracker)
         self.model = build_base(config_obj, self.model_config)
         of_base = set(map(id, self.model.modules()))
-        with warnings.catch_warnings(), copyable_weights(), gpu_view(), NoData(), moved_to_layers():
+        with warnings.catch_warnings(), copyable_weights(), gpu_view(), NoData(), moved_to_layers(), self.stand_ins():
             # A trained adapter's weights are read, and left where there is no data.
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter", UserWarning)
             self.prepare_for_training()
@@ -68,6 +67,15 @@ class MetaLLM(PeftLLM):
         on_host = storages(self.host.buffers)
         base = storages(own_tensors(module for module in self.model.modules() if id(module) in of_base))
         self.base_storages = {key: size for key, size in base.items() if key not in on_host}
+
+    @contextmanager
+    def stand_ins(self) -> Iterator[None]:
+        """Within the context, the adapters' layers are made and run without data."""
+        with ExitStack() as stack:
+            for kind in dict.fromkeys(map(type, adapters_of(self.config_obj))):
+                if issubclass(kind, AdapterConfig):
+                    stack.enter_context(kind.without_data())
+            yield
 
     def _save_memory(self, trainer: Any) -> None:
         """Do what the trainer does to save memory."""
@@ -118,19 +126,17 @@ def with_plain_start(config_obj: Any) -> Any:
     section = getattr(config_obj, "adapters", None)
     if section is not None:
         section.adapters = section.objects()
-    for adapter in (config_obj.adapter, *(section.adapters.values() if section is not None else ())):
-        _start_plainly(adapter)
+    for adapter in adapters_of(config_obj):
+        if isinstance(adapter, AdapterConfig):
+            adapter.start_plainly()
     return config_obj
 
 
-def _start_plainly(adapter: Any) -> None:
-    if isinstance(adapter, LoraOptions) and adapter.init_lora_weights not in SAME_SIZE:
-        adapter.init_lora_weights = "default"
-        adapter.eva_config = adapter.corda_config = adapter.loftq_config = adapter.lora_ga_config = None
-    if isinstance(adapter, SoftPrompt):
-        adapter.start_plainly()
-    if getattr(adapter, "ephemeral_gpu_offload", False):
-        adapter.ephemeral_gpu_offload = False
+def adapters_of(config_obj: Any) -> list[Any]:
+    """Return the adapters of a config: the one, several, or none."""
+    section = getattr(config_obj, "adapters", None)
+    named = () if section is None else section.objects().values()
+    return [adapter for adapter in (config_obj.adapter, *named) if adapter]
 
 
 def _drop_data(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ def _run(llm: MetaLLM, shape: BatchShape, train: bool) -> StepMemory:
     batch = shape.on_meta()
     llm.model.train(train)
     try:
-        with _quiet(), gpu_view(_autocast(llm)), _gradients_marked(llm), _loss_marked(llm), tracker:
+        with _quiet(), gpu_view(_autocast(llm)), llm.stand_ins(), _gradients_marked(llm), _loss_marked(llm), tracker:
             with torch.set_grad_enabled(train):
                 result: Any = llm(batch)
             saved = tracker.live - before

@@ -54,9 +54,22 @@ def own_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             yield tensor
             yield from _statistics(tensor)
+        yield from _of_adapter_layer(module)
         state = getattr(module, "state", None)  # bitsandbytes' 8-bit layers move the scales here when they first run
         if type(state).__module__.startswith("bitsandbytes"):
             yield from _tensors_of(state)
+
+
+def _of_adapter_layer(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the tensors that a layer of PEFT has in plain dictionaries, without those on the host of a GPU's layer."""
+    device = None
+    for attribute in getattr(module, "other_param_names", ()):
+        entries = getattr(module, attribute, None)
+        for entry in entries.values() if isinstance(entries, dict) else ():
+            if isinstance(entry, Tensor):
+                device = device or next(module.parameters()).device
+                if entry.device == device:
+                    yield entry
 
 
 def _statistics(tensor: Tensor) -> Iterator[Tensor]:

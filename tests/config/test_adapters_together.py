@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ludwig.error import ConfigValidationError
 
 LORA = {"type": "lora", "r": 4}
 WIDE = {"type": "lora", "r": 8}
@@ -46,6 +47,19 @@ def test_unequal_ranks_can_be_merged(errors: Errors, how: str) -> None:
 def test_types_that_stand_alone_are_refused(errors: Errors) -> None:
     problems = found(errors, adapters={"one": "adaption_prompt", "two": "adaption_prompt"})
     assert "cannot share a base with others; train it alone" in problems["adapters.adapters.one"]
+
+
+def test_training_the_base_is_no_adapter_among_others(errors: Errors) -> None:
+    for adapters in ({"one": "full"}, {"one": {"type": "full"}, "two": LORA}):
+        problem = found(errors, adapters=adapters)["adapters.adapters.one"]
+        assert problem == "adapter type `full` cannot share a base with others; train it alone"
+
+
+def test_types_given_by_name_alone_are_checked_against_the_quantisation(load: Callable[..., Any]) -> None:
+    named = {"adapters": {"one": "qlora", "two": "lora"}}
+    assert load(adapter=..., adapters=named, trainer={"type": "finetune"}).quantization.bits == 4
+    with pytest.raises(ConfigValidationError, match="`frod` cannot be trained on a quantised base"):
+        load(adapter=..., adapters={"adapters": {"one": "frod"}}, quantization={"bits": 4})
 
 
 def test_a_missing_trainer_type_is_for_the_adapters(errors: Errors) -> None:

@@ -58,6 +58,36 @@ def test_a_type_brings_its_learning_rate_where_none_is_given(load: Any) -> None:
     assert load(adapter=None, trainer=FINETUNE).trainer.learning_rate == ludwigs
 
 
+def test_several_adapters_bring_the_learning_rate_of_those_that_are_trained(
+    load: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ludwig_peft_plugin.adapters.methods.dora import DoraConfig
+    from ludwig_peft_plugin.adapters.methods.qlora import QLoraConfig
+
+    def rate(trainer: Any = FINETUNE, **section: Any) -> Any:
+        return load(adapter=..., adapters={"adapters": named, **section}, trainer=trainer).trainer.learning_rate
+
+    caplog.set_level("INFO", logger="ludwig_peft_plugin")
+    named: dict[str, Any] = {"adapter": "ia3", "other": {"type": "ia3"}}
+    ludwigs, ia3 = (load(adapter=name).trainer.learning_rate for name in ("lora", "ia3"))
+    assert rate() == rate(active=["adapter", "other"]) == ia3 != ludwigs
+    assert rate(active="merged", merge={"sources": ["adapter", "other"]}) == ia3
+    assert rate(trainer={**FINETUNE, "learning_rate": 1e-5}) == 1e-5
+
+    monkeypatch.setattr(DoraConfig, "learning_rate", 2e-5)
+    monkeypatch.setattr(QLoraConfig, "learning_rate", 0.5)
+    named = {"adapter": "lora", "dora": {"type": "dora"}, "qlora": "qlora"}
+    assert rate() == ludwigs
+    assert rate(active="dora") == rate(active=["adapter", "dora"], trained=["dora"]) == 2e-5
+    assert not any("trainer.learning_rate" in message for message in caplog.messages)
+    assert rate(active=["adapter", "qlora"]) == ludwigs
+    assert rate(active=["qlora", "dora"]) == 2e-5
+    first, second = (message for message in caplog.messages if "trainer.learning_rate" in message)
+    smallest = "trainer.learning_rate is not given: {:g}, the smallest of what the adapters use ({})."
+    assert first == smallest.format(ludwigs, f"adapter {ludwigs:g}, qlora 0.5")
+    assert second == smallest.format(2e-5, "dora 2e-05, qlora 0.5")
+
+
 def test_config_objects_can_be_copied_and_sent(load: Any) -> None:
     config = load(adapter="qlora", export=["merged"])
     assert copy.deepcopy(config).to_dict() == config.to_dict()

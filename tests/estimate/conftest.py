@@ -35,12 +35,12 @@ class Bases:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def llama(self) -> str:
+    def llama(self, layers: int = 3) -> str:
         """Return the folder of a tiny random Llama."""
-        path = self._folder / "llama"
+        path = self._folder / f"llama-{layers}"
         if not path.is_dir():
             torch.manual_seed(0)
-            LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(path)
+            LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": layers})).save_pretrained(path)
             for tokenizer in (ASSETS / "tiny-llama-python").glob("tokenizer*"):
                 shutil.copy(tokenizer, path)
         return str(path)

@@ -24,6 +24,9 @@ CASES: dict[str, dict[str, Any]] = {
     "vera": {"adapter": "vera"},
     "loha": {"adapter": "loha"},
     "tinylora": {"adapter": "tinylora"},
+    "frod": {"adapter": "frod"},
+    "shira": {"adapter": "shira"},
+    "two of frod": {"adapter": None, "adapters": {"adapters": {"one": "frod", "other": "frod"}}},
     "full fine-tuning": {"adapter": None},
     "two adapters": {
         "adapter": None,

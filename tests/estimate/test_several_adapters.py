@@ -22,6 +22,8 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "dora": {"adapters": {"one": LORA, "two": {"type": "dora", "r": 4}}, "active": "two"},
     "started from data": {"adapters": {"one": {**LORA, "init_lora_weights": "eva"}, "two": LORA}, "active": "two"},
     "ia3": {"adapters": {"one": "ia3", "two": "ia3"}, "merge": {"sources": ["one", "two"]}},
+    "shira": {"adapters": {"one": "shira", "two": {"type": "shira", "r": 2}}},
+    "vblora": {"adapters": {"one": "vblora", "two": "vblora"}},
     "prompts": {"adapters": {"one": {"type": "prompt_tuning", "init": "random"}, "two": "prompt_tuning"}},
     "prefixes": {"adapters": {"one": "prefix_tuning", "two": {"type": "prefix_tuning", "num_virtual_tokens": 3}}},
     "bottleneck": {"adapters": {"one": "bottleneck", "two": {"type": "bottleneck", "reduction_factor": 8}}},

@@ -1,6 +1,11 @@
 """`adapter: {type: adamss}`: small updates inside subspaces of each weight, found by clustering its decomposition."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
 from ludwig_peft_plugin.adapters.peft_schema import ABOVE_ZERO, SEED, SHARE, Values
@@ -86,9 +91,38 @@ class AdamssConfig(PeftMethod):
             problems.append("use_dynamic_rank has no effect with subspace_rank: 1; give the largest rank there may be.")
         return problems
 
+    def start_plainly(self) -> None:
+        """Give every subspace its largest rank; how many singular values are large is seen in the weights alone."""
+        options: Any = self
+        options.use_dynamic_rank = False
+
+    @classmethod
+    @contextmanager
+    def without_data(cls) -> Iterator[None]:
+        """Cut the outputs of a layer into groups of one size, where the clusters of its weight cannot be found."""
+        from peft.tuners.adamss import layer
+
+        from ludwig_peft_plugin.estimate.replace import replaced
+
+        with replaced(layer, {"slice_pca": _decomposition, "clustering_Z": _groups}):
+            yield
+
     def step_hooks(self, model: "PeftModel", total_steps: int) -> "StepHooks | None":
         """Return what freezes subspaces while training, None without `use_asa`."""
         from ludwig_peft_plugin.adapters.adamss_steps import AdamssSteps
 
         options: Any = self
         return AdamssSteps(model, total_steps, options.final_warmup) if options.use_asa else None
+
+
+def _decomposition(weight: Tensor, r: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Return empty singular vectors of a weight of shape (1, 1, out, in): (1, 1, r, in) and (1, 1, out, r)."""
+    outputs, inputs = weight.shape[-2:]
+    rank = min(r, outputs, inputs)
+    return weight.new_empty(1, 1, rank, inputs), weight.new_empty(1, 1, outputs, rank)
+
+
+def _groups(rows: Tensor, count: int, *_: Any) -> tuple[Tensor, int]:
+    """Return the group of each row, shape (out,), and how many groups there are."""
+    count = min(count, len(rows))
+    return torch.arange(len(rows)) % count, count

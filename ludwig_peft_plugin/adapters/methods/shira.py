@@ -1,7 +1,11 @@
 """`adapter: {type: shira}`: some entries of each weight, chosen at random."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
 from ludwig_peft_plugin.adapters.peft_schema import POSITIVE, SEED, Values
@@ -44,11 +48,31 @@ class ShiraConfig(PeftMethod):
     @classmethod
     def building(cls) -> AbstractContextManager[None]:
         """Say that sparse matrices are not checked, which is so anyway and which torch otherwise warns of."""
-        import torch
-
         if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
             torch.sparse.check_sparse_tensor_invariants.disable()
         return nullcontext()
+
+    @classmethod
+    @contextmanager
+    def without_data(cls) -> Iterator[None]:
+        """Leave out the draw of the places, and add up sparse matrices without data."""
+        from peft.tuners.shira import config, layer
+
+        from ludwig_peft_plugin.estimate.replace import replaced
+
+        update = layer.ShiraLayer.update_layer
+
+        def placed(self: Any, adapter_name: str, mask: None, r: int, *arguments: Any, **options: Any) -> None:
+            update(self, adapter_name, mask, r, *arguments, **options)
+            entries = r * (self.in_features + self.out_features)
+            self.shira_indices[adapter_name] = torch.empty(2, entries, dtype=torch.int32, device="meta")
+
+        with (
+            replaced(config, {"random_mask": lambda *_, **__: None}),
+            replaced(layer.ShiraLayer, {"update_layer": placed}),
+            replaced(layer.Linear, {"get_delta_weight": _update_without_data}),
+        ):
+            yield
 
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the rank, and check one that is given."""
@@ -61,3 +85,11 @@ class ShiraConfig(PeftMethod):
                 f"adapter.r: {rank} asks for more entries than {smallest!r} has; give at most {most[smallest]}."
             )
         return {"r": rank}
+
+
+def _update_without_data(layer: Any, name: str) -> Tensor:
+    """Return S of a layer on the meta device, shape (out, in)."""
+    from ludwig_peft_plugin.estimate.sparse import empty_sparse
+
+    values = layer.shira_weight[name] * layer.scaling[name]
+    return empty_sparse(values, layer.shira_indices[name], (layer.out_features, layer.in_features))

@@ -1,5 +1,6 @@
 """`adapter: {type: vblora}`: LoRA matrices put together from a bank of vectors that all layers share."""
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ludwig_peft_plugin.adapters.peft_method import PeftMethod, peft_method
@@ -58,6 +59,15 @@ class VBLoRAConfig(PeftMethod):
         short = options.topk > options.num_vectors
         extra = [f"topk: {options.topk} is more than num_vectors: {options.num_vectors}."] if short else []
         return [*super().problems(), *extra]
+
+    @classmethod
+    def without_data(cls) -> AbstractContextManager[None]:
+        """Find no infinite logit, of which PEFT asks whether there is any before each training step."""
+        import torch
+
+        from ludwig_peft_plugin.estimate.replace import replaced
+
+        return replaced(torch.Tensor, {"isinf": lambda logits: torch.tensor(False)})
 
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the vectors' length, and check one that is given."""

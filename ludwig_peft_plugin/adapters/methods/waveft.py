@@ -1,5 +1,7 @@
 """`adapter: {type: waveft}`: a few coefficients of the update's wavelet transform."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ludwig_peft_plugin.adapters.coefficients import fitted_frequencies
@@ -64,6 +66,22 @@ class WaveFTConfig(PeftMethod):
         "init_weights": "Whether coefficients start at zero. With false they start at random and change the model "
         "before it is trained.",
     }
+
+    @classmethod
+    @contextmanager
+    def without_data(cls) -> Iterator[None]:
+        """Draw no places, which takes seconds a layer, and take the mask of those inside the spectrum for all of it."""
+        import torch
+        from torch.fx.experimental import _config as settings
+
+        from ludwig_peft_plugin.estimate.replace import replaced
+
+        def places(count: int, **_: Any) -> torch.Tensor:
+            return torch.zeros((), dtype=torch.int64).expand(count)
+
+        every_place: Any = settings.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
+        with replaced(torch, {"randperm": places}), every_place:
+            yield
 
     def fitted(self, base: "PreTrainedModel", shapes: Shapes) -> dict[str, Any]:
         """Choose the number of coefficients, and check that no layer is asked for more than it has."""
