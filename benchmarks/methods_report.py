@@ -1,4 +1,4 @@
-"""Write docs/methods/comparison.md and its chart from what learning_rates.py has measured.
+"""Write docs/comparison.md and its chart from what learning_rates.py has measured.
 
 usage: python benchmarks/methods_report.py [--check]      (--check only says whether the page is up to date)
 """
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SOURCE = ROOT / "benchmarks" / "results" / "learning_rates.json"
-PAGE = ROOT / "docs" / "methods" / "comparison.md"
+PAGE = ROOT / "docs" / "comparison.md"
 CHART = "comparison.svg"
 LORA, FULL, MORE_OF_FULL = "lora, r 16, all-linear", "full", "full, higher rates"
 WITHIN = 0.02
@@ -67,7 +67,7 @@ def page(document: dict[str, Any], rates: dict[str, float]) -> str:
         at_default = [run for run in runs if math.isclose(run["rate"], rates.get(label, 0.0))]
         shown = f"{at_default[0]['rate']:g} | {at_default[0]['test_loss']:.4f}" if at_default else "- | -"
         top = best(runs)
-        name = f"[{label}]({label}.md)" if label in rates else label
+        name = f"[{label}](methods/{label}.md)" if label in rates else label
         lines.append(
             f"| {name} | {top['trained']:,} | {top['trained'] / top['total']:.2%} | {shown} | "
             f"{top['rate']:g} | {top['test_loss']:.4f} |"

@@ -25,7 +25,7 @@ INDEX = """\
 <!-- Written by scripts/generate_docs.py from the classes of the types. -->
 
 `adapter: {type: <type>}` in a config; each page has the equation, where it sits, when to choose it and every option. A
-learning rate is the default of `trainer.learning_rate` for a config that gives none. [All compared](comparison.md)
+learning rate is the default of `trainer.learning_rate` for a config that gives none. [All compared](../comparison.md)
 on the shipped model, each at several rates.
 """
 INHERITED = {
