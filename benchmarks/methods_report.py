@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SOURCE = ROOT / "benchmarks" / "results" / "learning_rates.json"
+RANKS = ROOT / "benchmarks" / "results" / "lora_against_full.json"
 PAGE = ROOT / "docs" / "comparison.md"
 CHART = "comparison.svg"
 LORA, FULL, MORE_OF_FULL = "lora, r 16, all-linear", "full", "full, higher rates"
@@ -44,6 +45,22 @@ def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return min(runs, key=lambda run: run["validation_loss"])
 
 
+def ranks() -> list[str]:
+    """Return what LoRA of higher ranks comes to beside full fine-tuning, measured apart."""
+    document = json.loads(RANKS.read_text(encoding="utf-8"))
+    found = {run["adapter"].get("r", FULL): run for run in sorted(document["runs"], key=_validation, reverse=True)}
+    full = found.pop(FULL)
+    parts = [f"rank {r} {run['test_loss'] / full['test_loss'] - 1:+.1%}" for r, run in sorted(found.items())]
+    return [
+        f"Higher ranks come nearer: {', '.join(parts)} (in float32 on {document['device']}; the best of the runs in",
+        "`benchmarks/results/lora_against_full.json` by validation loss, dropout up to 0.1, alpha equal to the rank).",
+    ]
+
+
+def _validation(run: dict[str, Any]) -> float:
+    return float(run["validation_loss"])
+
+
 def page(document: dict[str, Any], rates: dict[str, float]) -> str:
     """Return the page."""
     labels = measured(document)
@@ -57,6 +74,7 @@ def page(document: dict[str, Any], rates: dict[str, float]) -> str:
         "",
         f"LoRA of rank 16 on all linear layers ends **{abs(gap):.1%} {'above' if gap > 0 else 'below'}** full",
         "fine-tuning, each at its best rate.",
+        *ranks(),
         "",
         f"![test loss over trained parameters]({CHART})",
         "",

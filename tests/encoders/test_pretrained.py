@@ -92,9 +92,11 @@ def test_peft_alone_loads_the_folder(trained: Any, text_model: Any) -> None:
         assert torch.equal(parameters[name.replace(".weight", ".default.weight")], value)
 
 
-def test_what_cannot_be_saved_alone_is_an_error(make_config: Make, new_model: Any, table: pd.DataFrame) -> None:
+def test_what_cannot_be_saved_alone_is_an_error(
+    make_config: Make, new_model: Any, table: pd.DataFrame, tmp_path: Path
+) -> None:
     model = new_model(config_of(make_config, LORA | {"init_lora_weights": "pissa"}, epochs=1))
-    model.train(dataset=table, skip_save_model=True, skip_save_progress=True, **QUIET)
+    model.train(dataset=table, output_directory=str(tmp_path), skip_save_model=True, skip_save_progress=True, **QUIET)
     with pytest.raises(AdapterError, match="init_lora_weights: pissa has changed"):
         save_encoder_adapter(model, "code", "folder")
     with pytest.raises(AdapterError, match=r"'kind' has no encoder with an adapter; those with one: \['code'\]"):
