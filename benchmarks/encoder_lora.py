@@ -13,20 +13,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "datasets"))
+sys.path[:0] = [str(ROOT), str(ROOT / "datasets")]
+
+from benchmarks.record import provenance  # noqa: E402
 
 BERT = ROOT / "ludwig_peft_plugin" / "assets" / "tiny-bert-python"
 TRAIN_ROWS, EPOCHS, BATCH, LENGTH = 4000, 3, 32, 32
@@ -180,10 +179,7 @@ def main() -> None:
     report = {
         "what": f"areas of the standard library from {LENGTH} tokens of code; 2-layer BERT, {EPOCHS} epochs of {BATCH}",
         **summary(runs, frame),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {name: metadata.version(name) for name in ("ludwig", "torch", "transformers", "peft")},
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance(("ludwig", "torch", "transformers", "peft")),
         "runs": runs,
     }
     write(report)

@@ -78,8 +78,7 @@ def plan(out: Path, config: dict[str, Any], only: list[str]) -> list[Path]:
             job.config["dataset"] = str(with_tasks(Path(config["dataset"]), out))
         folder = out / (f"{label}-{rate:g}" if rate is not None else label)
         folder.mkdir(parents=True, exist_ok=True)
-        values = {"method": kind, "label": label, "key": job.key, "seed": job.seed, "config": job.config}
-        (folder / JOB).write_text(json.dumps(values))
+        (folder / JOB).write_text(json.dumps({**job.as_dict(), "label": label}))
         result = read_result(folder)
         if result is None or result.key != job.key or result.error is not None:
             planned.append((distance, folder))

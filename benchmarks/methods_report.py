@@ -48,17 +48,18 @@ def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def ranks() -> list[str]:
     """Return what LoRA of higher ranks comes to beside full fine-tuning, measured apart."""
     document = json.loads(RANKS.read_text(encoding="utf-8"))
-    found = {run["adapter"].get("r", FULL): run for run in sorted(document["runs"], key=_validation, reverse=True)}
-    full = found.pop(FULL)
-    parts = [f"rank {r} {run['test_loss'] / full['test_loss'] - 1:+.1%}" for r, run in sorted(found.items())]
+    by_rank: dict[int, list[dict[str, Any]]] = {}
+    for run in document["runs"]:
+        by_rank.setdefault(run["adapter"].get("r", 0), []).append(run)
+    full = best(by_rank.pop(0))["test_loss"]
+    parts = []
+    for rank, top in sorted((rank, best(runs)) for rank, runs in by_rank.items()):
+        alpha, dropout = top["adapter"]["alpha"], top["adapter"]["dropout"]
+        parts.append(f"rank {rank} (alpha {alpha}, dropout {dropout:g}) {top['test_loss'] / full - 1:+.1%}")
     return [
-        f"Higher ranks come nearer: {', '.join(parts)} (in float32 on {document['device']}; the best of the runs in",
-        "`benchmarks/results/lora_against_full.json` by validation loss, dropout up to 0.1, alpha equal to the rank).",
+        f"Higher ranks come nearer: {', '.join(parts)} (in float32 on {document['device']}; the best by validation",
+        "loss of the runs in `benchmarks/results/lora_against_full.json`).",
     ]
-
-
-def _validation(run: dict[str, Any]) -> float:
-    return float(run["validation_loss"])
 
 
 def page(document: dict[str, Any], rates: dict[str, float]) -> str:

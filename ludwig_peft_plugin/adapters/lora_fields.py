@@ -1,5 +1,9 @@
 """Which fields of `peft.LoraConfig` the LoRA adapters offer, under which option, and why the others are absent."""
 
+from __future__ import annotations
+
+from ludwig_peft_plugin.adapters.peft_options import BOOKKEEPING
+
 PEFT_FIELDS: dict[str, str] = {
     "r": "r",
     "lora_alpha": "alpha",
@@ -32,16 +36,7 @@ SECTIONS = {"eva": "eva_config", "corda": "corda_config", "loftq": "loftq_config
 """The section of settings by value of `init_lora_weights`."""
 
 UNSUPPORTED: dict[str, str] = {
-    "task_type": "set by the plugin: the adapters here are for causal language models",
-    "peft_type": "set by PEFT",
-    "auto_mapping": "bookkeeping of PEFT for models without a task type",
-    "peft_version": "bookkeeping of PEFT",
-    "base_model_name_or_path": "written when the adapter is saved: the base_model of the config",
-    "revision": "Ludwig has no option for the base model's revision",
-    "inference_mode": "set by the plugin: trainable while training, frozen otherwise",
-    "fan_in_fan_out": "PEFT reads it off the layer type (Conv1D: true, Linear: false) and overrides any other value",
-    "megatron_config": "for layers of Megatron-LM, which Ludwig does not load",
-    "megatron_core": "for layers of Megatron-LM, which Ludwig does not load",
+    **BOOKKEEPING,
     "velora_config": "VeLoRA estimates gradients from the average of a batch, so they would depend on which rows share "
     "one; the plugin promises that batch composition and accumulation change nothing",
     "kasa_config": "KaSA needs extra terms in the loss, which the trainer has no place for",

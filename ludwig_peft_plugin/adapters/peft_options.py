@@ -23,7 +23,7 @@ from ludwig_peft_plugin.adapters.peft_schema import UnknownKindError, Values, va
 LONGEST_HELP = 240
 """Characters of PEFT's help that are shown where we have no description of our own."""
 
-NEVER: dict[str, str] = {
+BOOKKEEPING: dict[str, str] = {
     "task_type": "set by the plugin: the adapters here are for causal language models",
     "peft_type": "set by PEFT",
     "auto_mapping": "bookkeeping of PEFT for models without a task type",
@@ -34,6 +34,11 @@ NEVER: dict[str, str] = {
     "fan_in_fan_out": "PEFT reads it off the layer type (Conv1D: true, Linear: false) and overrides any other value",
     "megatron_config": "for layers of Megatron-LM, which Ludwig does not load",
     "megatron_core": "for layers of Megatron-LM, which Ludwig does not load",
+}
+"""Fields that PEFT or the plugin sets, or that Ludwig has no use for, and why."""
+
+NEVER = {
+    **BOOKKEEPING,
     "use_effective_conv2d": "for convolutions, of which language models have none to adapt",
 }
 """Fields that are no option of any type, and why."""

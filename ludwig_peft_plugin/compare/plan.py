@@ -38,6 +38,10 @@ class Job:
         """What tells this job from one with other settings."""
         return hashlib.sha256(json.dumps([self.config, self.seed], sort_keys=True, default=str).encode()).hexdigest()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the worker is told."""
+        return {"method": self.method, "key": self.key, "seed": self.seed, "config": self.config}
+
 
 def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a config without its `compare` section, and that section."""

@@ -119,7 +119,6 @@ def _prepare(folder: Path, job: Job, *, keep: bool) -> None:
     if folder.is_dir() and not (same and keep):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"method": job.method, "key": job.key, "seed": job.seed, "config": job.config}
-    path.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(job.as_dict(), indent=2, default=str) + "\n", encoding="utf-8")
     if not same:
         (folder / SECONDS).unlink(missing_ok=True)
