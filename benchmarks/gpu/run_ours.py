@@ -56,5 +56,6 @@ def measure(job: Job) -> dict[str, Any]:
     """Train and return what was measured. The plugin's batches count their tokens without padding and filler."""
     from benchmarks.gpu.ludwig_run import train
 
+    os.environ.update(dict.fromkeys(job.run.switched_off, "0"))
     _, recorder = train(job, config(job), lambda step, _: step.tokens)
     return recorder.result()

@@ -146,6 +146,8 @@ class Steps:
         current = torch.cuda.current_stream(self.device)
         side = torch.cuda.Stream(self.device)
         graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[current.device_index]
+        random_state = generator.clone_state()
         try:
             side.wait_stream(current)
             with torch.cuda.stream(side):
@@ -154,7 +156,9 @@ class Steps:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step(capacity)
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # a recording that fails may leave its own
+            # A recording that fails may leave its own stream, and the random numbers waiting for the recording's end.
+            torch.cuda.set_stream(current)
+            generator.graphsafe_set_state(random_state)
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             self.graphs = False

@@ -10,6 +10,8 @@ all give the same result.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,9 @@ FASTEST_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+SWITCH = "LUDWIG_PEFT_SHORT_ATTENTION"
+"""Environment variable; 0 leaves short sequences to flash attention."""
 
 LONGEST_SHORT = 512
 """Tokens of the longest sequence for which the kernel for short sequences is taken."""
@@ -77,6 +82,7 @@ def takes_short_kernel(x: Tensor, size: int, cu_seqlens: Tensor, max_length: int
     sequences = len(cu_seqlens) - 1
     return (
         has_16_bit_kernels(x)
+        and os.environ.get(SWITCH, "1") != "0"
         and size in (32, 64, 128)
         and max_length <= LONGEST_SHORT
         and sequences <= MOST_SHORT
