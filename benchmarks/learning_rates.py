@@ -67,7 +67,7 @@ def settings(only: list[str]) -> list[tuple[str, str, dict[str, Any], float | No
 def plan(out: Path, config: dict[str, Any], only: list[str]) -> list[Path]:
     """Write the jobs, and return the folders of those that have no result, the defaults first."""
     from ludwig_peft_plugin.compare.plan import jobs
-    from ludwig_peft_plugin.compare.results import read_result
+    from ludwig_peft_plugin.compare.results import finished_result
     from ludwig_peft_plugin.compare.worker import JOB
 
     planned = []
@@ -79,8 +79,7 @@ def plan(out: Path, config: dict[str, Any], only: list[str]) -> list[Path]:
         folder = out / (f"{label}-{rate:g}" if rate is not None else label)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / JOB).write_text(json.dumps({**job.as_dict(), "label": label}))
-        result = read_result(folder)
-        if result is None or result.key != job.key or result.error is not None:
+        if finished_result(folder, job.key) is None:
             planned.append((distance, folder))
     return [folder for _, folder in sorted(planned)]
 

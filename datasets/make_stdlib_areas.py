@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
 
-from stdlib_corpus import (  # noqa: E402
+from stdlib_source import (  # noqa: E402
     FunctionNode,
     Source,
     body_key,

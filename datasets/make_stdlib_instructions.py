@@ -17,7 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
 
-from stdlib_corpus import fraction, held_out_functions, library_sources  # noqa: E402
+from stdlib_corpus import held_out_functions  # noqa: E402
+from stdlib_source import fraction, library_sources  # noqa: E402
 
 COLUMNS = ["instruction", "input", "output", "split"]
 TRAIN, VALIDATION, TEST = 0, 1, 2

@@ -124,6 +124,13 @@ def replacements() -> list[Replacement]:
         ),
         Replacement(
             "ludwig.api",
+            "LudwigModel.__init__",
+            ("self", "config", "backend"),
+            "a backend that is given as an argument is not in the config, which the checks of adapters read",
+            stand_ins.init_model,
+        ),
+        Replacement(
+            "ludwig.api",
             "LudwigModel.evaluate",
             ("self", "skip_save_eval_stats", "output_directory"),
             "examples of the generated answers are written beside the statistics",

@@ -159,6 +159,17 @@ def get_optimizer_class_and_kwargs(original: Callable[..., Any]) -> Callable[...
     return replacement
 
 
+def init_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    from ludwig_peft_plugin.encoders.backend import check_backend
+
+    @functools.wraps(original)
+    def replacement(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        check_backend(self._user_config, self.backend.BACKEND_TYPE)
+
+    return replacement
+
+
 def evaluate(original: Callable[..., Any]) -> Callable[..., Any]:
     from ludwig_peft_plugin.evaluation.ludwig_evaluate import evaluate_and_write
     from ludwig_peft_plugin.model.llm import PeftLLM

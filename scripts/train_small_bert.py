@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "datasets"))
 
 from make_stdlib_areas import TRAIN, all_rows, code_of, shortened  # noqa: E402
-from stdlib_corpus import Source, body_key, fraction, library_sources  # noqa: E402
+from stdlib_source import Source, body_key, fraction, library_sources  # noqa: E402
 
 # Ludwig masks the token of number 2 as padding, whatever the tokenizer says; so the padding is number 2 here.
 SPECIAL = ["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"]

@@ -66,6 +66,17 @@ def read_result(folder: Path) -> Result | None:
     return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
+def finished_result(folder: Path, key: str) -> Result | None:
+    """Return the result in the folder of a method if the method need not be trained again, else None.
+
+    Args:
+        folder: of the method.
+        key: of the job: a result of other settings does not count, nor does that of a run that failed.
+    """
+    result = read_result(folder)
+    return result if result is not None and result.key == key and result.error is None else None
+
+
 def pareto_front(results: Sequence[Result]) -> list[str]:
     """Return the methods for which no other has a lower loss with as few parameters, from few to many."""
     measured: list[Any] = sorted(

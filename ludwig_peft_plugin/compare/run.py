@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from ludwig_peft_plugin.compare.plan import Job
-from ludwig_peft_plugin.compare.results import Result, failed, read_result, write_result
+from ludwig_peft_plugin.compare.results import Result, failed, finished_result, read_result, write_result
 from ludwig_peft_plugin.compare.worker import JOB, SECONDS
 
 LOG = "log.txt"
@@ -49,12 +49,12 @@ def run_jobs(
 
     def result_of(job: Job) -> Result:
         folder = out / job.method
-        result = read_result(folder)
-        earlier = result is not None and result.key == job.key and result.error is None
-        if result is None or not earlier:
+        result = finished_result(folder, job.key)
+        earlier = result is not None
+        if result is None:
             with lock:
                 started(job)
-            result = _trained(job, folder, train, keep=result is None)
+            result = _trained(job, folder, train)
         with lock:
             finished(job, result, earlier)
         return result
@@ -64,8 +64,8 @@ def run_jobs(
         return first + list(pool.map(result_of, jobs[1:]))
 
 
-def _trained(job: Job, folder: Path, train: Runner, *, keep: bool) -> Result:
-    _prepare(folder, job, keep=keep)
+def _trained(job: Job, folder: Path, train: Runner) -> Result:
+    _prepare(folder, job)
     begun = time.monotonic()
     code = train(folder)
     result = read_result(folder)
@@ -112,11 +112,11 @@ def run_process(folder: Path, device: str | None = None) -> int:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment).returncode
 
 
-def _prepare(folder: Path, job: Job, *, keep: bool) -> None:
+def _prepare(folder: Path, job: Job) -> None:
     """Write the job to its folder; what another job, or a failed run, has left there goes."""
     path = folder / JOB
     same = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("key") == job.key
-    if folder.is_dir() and not (same and keep):
+    if folder.is_dir() and not (same and read_result(folder) is None):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(job.as_dict(), indent=2, default=str) + "\n", encoding="utf-8")

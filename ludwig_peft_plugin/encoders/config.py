@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jsonschema.exceptions import best_match
+from ludwig.backend import RAY
 from ludwig.config_validation.validation import VALIDATION_LOCK, get_schema, get_validator
 from ludwig.constants import MODEL_ECD, TEXT
 from ludwig.error import ConfigValidationError
@@ -171,6 +172,18 @@ def works_between_steps(cls: type[BaseAdapterConfig]) -> bool:
     return getattr(cls, "step_hooks", None) not in (None, AdapterConfig.step_hooks)
 
 
+def backend_problems(place: Place, backend: str | None) -> Iterator[Problem]:
+    """Yield what the trainer of a backend (its type) cannot do for the adapter of a text encoder."""
+    adapter = place.encoder.get("adapter")
+    cls = adapter_class(adapter)
+    if backend == RAY and isinstance(adapter, dict) and cls is not None and works_between_steps(cls):
+        yield Problem(
+            f"{place.path}.adapter.type",
+            f"`{adapter['type']}` works between optimiser steps, which Ludwig's trainer for Ray has no place for; use "
+            "`backend: local`, or another type such as `lora`",
+        )
+
+
 def _problems(config: dict[str, Any], place: Place) -> Iterator[Problem]:
     """Yield what is wrong with the adapter, and the quantisation, of one encoder."""
     encoder, adapter = place.encoder, place.encoder.get("adapter")
@@ -235,12 +248,7 @@ def _without_effect(
         yield Problem(
             f"{path}.init_lora_weights", "has no effect: pretrained_adapter_weights gives the weights; remove it"
         )
-    if works_between_steps(cls) and _backend(config) == "ray":
-        yield Problem(
-            f"{path}.type",
-            f"`{adapter['type']}` works between optimiser steps, which Ludwig's trainer for Ray has no place for; use "
-            "`backend: local`, or another type such as `lora`",
-        )
+    yield from backend_problems(place, _backend(config))
     if (adapter.get("postprocessor") or {}).get("merge_adapter_into_base_model"):
         yield Problem(
             f"{path}.postprocessor.merge_adapter_into_base_model",

@@ -6,13 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ludwig.error import ConfigValidationError
 from ludwig.schema.llms.peft import adapter_registry
+from micro_batches import micro_batch
+from text_runs import new_trainer, take_steps, text_config
 
-from ludwig_peft_plugin.data.batches import MicroBatch, StepBatch
+from ludwig_peft_plugin.data.batches import StepBatch
 from ludwig_peft_plugin.errors import AdapterError, ExportError
 
 STEPS = 4
@@ -23,56 +24,13 @@ def full(**options: Any) -> Any:
 
 
 def config(adapter: Any, **sections: Any) -> Any:
-    from ludwig.schema.model_types.base import ModelConfig
-
-    trainer = {"type": "finetune", "batch_size": 2, "learning_rate": 1e-3, **sections.pop("trainer", {})}
-    return ModelConfig.from_dict(
-        {
-            "model_type": "llm",
-            "base_model": "tiny-llama-python",
-            "input_features": [{"name": "prompt", "type": "text"}],
-            "output_features": [{"name": "output", "type": "text"}],
-            "adapter": adapter,
-            "trainer": trainer,
-            **sections,
-        }
-    )
+    trainer = {"learning_rate": 1e-3, **sections.pop("trainer", {})}
+    return text_config(adapter=adapter, trainer=trainer, **sections)
 
 
 def batches() -> list[StepBatch]:
-    """Micro-batches of two rows, which are learned from their second token on."""
-    made = []
-    for seed in range(STEPS):
-        ids = torch.randint(3, 2000, (24,), generator=torch.Generator().manual_seed(seed))
-        places = np.setdiff1d(np.arange(24), [9, 23])
-        part = MicroBatch(
-            rows=np.arange(2),
-            input_ids=ids,
-            position_ids=torch.cat([torch.arange(10), torch.arange(14)]),
-            cu_seqlens=torch.tensor([0, 10, 24], dtype=torch.int32),
-            max_length=14,
-            targets=ids[places + 1],
-            target_positions=torch.from_numpy(places),
-            target_rows=torch.from_numpy((places >= 10).astype(np.int64)),
-            tokens=24,
-        )
-        made.append(StepBatch.of([part]))
-    return made
-
-
-def trainer_of(config_obj: Any) -> Any:
-    from ludwig_peft_plugin.model.llm import PeftLLM
-    from ludwig_peft_plugin.training.trainer import PeftTrainer
-
-    torch.manual_seed(0)
-    llm = PeftLLM(config_obj, _device="cpu")
-    trainer = PeftTrainer(config_obj.trainer, llm, device="cpu")
-    llm.train()
-    return trainer
-
-
-def run(trainer: Any, parts: list[StepBatch]) -> list[float]:
-    return [float(trainer.train_step(part)[0]) for part in parts]
+    """Steps of two rows each."""
+    return [StepBatch.of([micro_batch((10, 14), seed=seed)]) for seed in range(STEPS)]
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -82,8 +40,8 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def trained(registered: None) -> tuple[Any, list[float]]:
     """A trainer after all steps, and their losses."""
-    trainer = trainer_of(config({"type": "full"}))
-    return trainer, run(trainer, batches())
+    trainer = new_trainer(config({"type": "full"}))
+    return trainer, take_steps(trainer, batches())
 
 
 def test_the_base_itself_is_trained_in_float32(tiny: Any) -> None:
@@ -111,8 +69,8 @@ def test_what_is_for_adapters_is_refused() -> None:
 
 def test_it_is_the_run_without_an_adapter(trained: tuple[Any, list[float]]) -> None:
     trainer, losses = trained
-    other = trainer_of(config(None))
-    assert run(other, batches()) == losses
+    other = new_trainer(config(None))
+    assert take_steps(other, batches()) == losses
     mine, theirs = weights(trainer), weights(other)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     trainable, total = trainer.model.parameter_counts()
@@ -120,16 +78,16 @@ def test_it_is_the_run_without_an_adapter(trained: tuple[Any, list[float]]) -> N
 
 
 def test_every_weight_changes(trained: tuple[Any, list[float]]) -> None:
-    after, before = weights(trained[0]), weights(trainer_of(config({"type": "full"})))
+    after, before = weights(trained[0]), weights(new_trainer(config({"type": "full"})))
     assert not any(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_products_in_bfloat16_and_weights_in_float32(trained: tuple[Any, list[float]]) -> None:
-    trainer = trainer_of(config({"type": "full", "compute": "bfloat16"}))
+    trainer = new_trainer(config({"type": "full", "compute": "bfloat16"}))
     assert trainer.autocast == torch.bfloat16
     seen: set[torch.dtype] = set()
     hook = trainer.model.model.model.layers[0].mlp.register_forward_hook(lambda *args: seen.add(args[2].dtype))
-    losses = run(trainer, batches())
+    losses = take_steps(trainer, batches())
     hook.remove()
     assert seen == {torch.bfloat16}
     assert {weight.dtype for weight in weights(trainer).values()} == {torch.float32}
@@ -137,7 +95,7 @@ def test_products_in_bfloat16_and_weights_in_float32(trained: tuple[Any, list[fl
     assert {state.dtype for state in states} == {torch.float32}
     assert losses != trained[1]
     assert losses == pytest.approx(trained[1], rel=0.02)
-    assert trainer_of(config({"type": "full", "compute": "float32"})).autocast is None
+    assert new_trainer(config({"type": "full", "compute": "float32"})).autocast is None
 
 
 def test_on_a_gpu_auto_is_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,13 +114,13 @@ def test_resume_is_the_uninterrupted_run(trained: tuple[Any, list[float]], tmp_p
 
     from ludwig_peft_plugin.training.checkpoint import TrainingCheckpoint
 
-    first = trainer_of(config({"type": "full"}))
-    run(first, batches()[:2])
+    first = new_trainer(config({"type": "full"}))
+    take_steps(first, batches()[:2])
     path = str(tmp_path / "latest.ckpt")
     TrainingCheckpoint(LocalStrategy(), first.model, first.optimizer).save(path, 2)
-    again = trainer_of(config({"type": "full"}))
+    again = new_trainer(config({"type": "full"}))
     TrainingCheckpoint(LocalStrategy(), again.model, again.optimizer).load(path)
-    assert run(again, batches()[2:]) == trained[1][2:]
+    assert take_steps(again, batches()[2:]) == trained[1][2:]
     expected = weights(trained[0])
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(again).items())
 

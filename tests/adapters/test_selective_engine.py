@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ludwig.schema.llms.peft import adapter_registry
+from micro_batches import micro_batch
 
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
@@ -31,21 +31,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[bool, ...]]] = {
 """An adapter, and which of the three layers run fused with it."""
 
 
-def batch(lengths: tuple[int, ...] = (7, 19, 4, 12)) -> MicroBatch:
-    ends = np.cumsum((0, *lengths))
-    ids = torch.randint(0, 96, (int(ends[-1]),), generator=torch.Generator().manual_seed(2))
-    places = np.setdiff1d(np.arange(ends[-1]), ends[1:] - 1)
-    return MicroBatch(
-        rows=np.arange(len(lengths)),
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
-        max_length=max(lengths),
-        targets=ids[places + 1],
-        target_positions=torch.from_numpy(places),
-        target_rows=torch.from_numpy(np.searchsorted(ends, places, side="right") - 1),
-        tokens=int(ends[-1]),
-    )
+def batch() -> MicroBatch:
+    return micro_batch((7, 19, 4, 12), ids=(0, 96), seed=2)
 
 
 def attached(tiny: Any, case: str, base: Any = None) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from micro_batches import micro_batch
+from text_runs import text_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ludwig_peft_plugin.data.batches import MicroBatch
@@ -17,38 +18,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "last layer": {"type": "layers", "last": 1},
     "tied head": {"type": "layers", "pattern": "lm_head.weight"},
 }
-
-
-def config(adapter: dict[str, Any], precision: str) -> Any:
-    from ludwig.schema.model_types.base import ModelConfig
-
-    return ModelConfig.from_dict(
-        {
-            "model_type": "llm",
-            "base_model": "tiny-llama-python",
-            "input_features": [{"name": "prompt", "type": "text"}],
-            "output_features": [{"name": "output", "type": "text"}],
-            "adapter": adapter,
-            "precision": precision,
-            "trainer": {"type": "finetune", "batch_size": 2},
-        }
-    )
-
-
-def batch() -> MicroBatch:
-    places = np.setdiff1d(np.arange(64), [23, 63])
-    ids = torch.randint(3, 2000, (64,), generator=torch.Generator().manual_seed(0))
-    return MicroBatch(
-        rows=np.arange(2),
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(24), torch.arange(40)]),
-        cu_seqlens=torch.tensor([0, 24, 64], dtype=torch.int32),
-        max_length=40,
-        targets=ids[places + 1],
-        target_positions=torch.from_numpy(places),
-        target_rows=torch.from_numpy((places >= 24).astype(np.int64)),
-        tokens=64,
-    )
 
 
 def saved_bytes(llm: Any, part: MicroBatch) -> int:
@@ -76,7 +45,7 @@ def test_it_is_what_a_loaded_model_holds(registered: None, case: str, precision:
     from ludwig_peft_plugin.estimate.memory import Estimator
     from ludwig_peft_plugin.model.llm import PeftLLM
 
-    config_obj = config(ADAPTERS[case], precision)
+    config_obj = text_config(adapter=ADAPTERS[case], precision=precision)
     real = PeftLLM(config_obj, _device="cpu")
     real.prepare_for_training()
     real.train()
@@ -87,6 +56,6 @@ def test_it_is_what_a_loaded_model_holds(registered: None, case: str, precision:
     assert (count.trained, count.base + count.adapter) == real.parameter_counts()
     assert estimator.adapter_bytes == sum(-(-copy.nbytes // 512) * 512 for copy in copies)
     assert estimator.gradient_bytes == estimator.adapter_bytes
-    part = batch()
+    part = micro_batch((24, 40))
     expected = saved_bytes(real, part)
     assert saved_bytes(estimator.llm, BatchShape.of(part).on_meta()) == pytest.approx(expected, rel=0.02)

@@ -1,7 +1,6 @@
-"""Soft prompts: how virtual tokens start, what saved folders hold, and bases of every precision."""
+"""Soft prompts: how virtual tokens start, and bases of every precision."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,63 +8,19 @@ import pytest
 import torch
 from ludwig.error import ConfigValidationError
 from ludwig.schema.llms.peft import adapter_registry
-from peft import PeftModel
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from soft_prompt_models import COUNT, TASK, VARIANTS, disturbed, logits, section, train
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
-from ludwig_peft_plugin.adapters.soft_prompt_io import ENCODER
 from ludwig_peft_plugin.adapters.soft_prompt_start import embeddings_of, keys_and_values_of
 from ludwig_peft_plugin.config.adapter_types import adapter_class
-from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
 from ludwig_peft_plugin.engine.virtual_tokens import virtual_tokens
 from ludwig_peft_plugin.errors import AdapterError
 from ludwig_peft_plugin.model.dequantize import dequantize_model
 from ludwig_peft_plugin.model.row_scaled_loading import LAYERS, RowScaledConfig
-
-TASK = {"task_column": "task", "num_tasks": 3}
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "prefix": ("prefix_tuning", {}),
-    "projected prefix": ("prefix_tuning", {"prefix_projection": True, "encoder_hidden_size": 24}),
-    "prompt": ("prompt_tuning", {}),
-    "mlp": ("p_tuning", {"encoder_hidden_size": 24}),
-    "lstm": ("p_tuning", {"encoder_hidden_size": 12, "encoder_reparameterization_type": "LSTM"}),
-    "multitask": ("multitask_prompt_tuning", TASK),
-    "cartridge": ("cartridge", {"num_frozen_tokens": 2}),
-    "adaption": ("adaption_prompt", {"adapter_len": 4}),
-}
-NETWORKS = ("projected prefix", "mlp", "lstm")
-COUNT = 6
-
-
-def section(variant: str, **options: Any) -> Any:
-    kind, given = VARIANTS[variant]
-    size = {} if kind == "adaption_prompt" else {"num_virtual_tokens": COUNT}
-    return adapter_registry[kind](**{**size, **given, **options})
-
-
-def disturbed(model: Any) -> Any:
-    """Return the model with weights that are far from its start."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(tiny: Any, model: Any) -> Tensor:
-    model.eval()
-    tasks = {}
-    if "MULTITASK" in str(model.peft_config["default"].peft_type):
-        tasks["task_ids"] = torch.tensor([0, 1, 2, 1])
-    found: Tensor = model(input_ids=tiny.ids, attention_mask=tiny.mask, **tasks).logits[:, -tiny.ids.shape[1] :]
-    return found[tiny.mask.bool()]
-
 
 # ---- how they start -------------------------------------------------------------------------------------------------
 
@@ -171,121 +126,6 @@ def test_sources_of_multitask_prompts(tiny: Any, tmp_path: Path) -> None:
         tiny.attach(section("multitask", init="exact_source_task", source_task=3, **take))
     with pytest.raises(AdapterError, match="num_virtual_tokens, num_ranks"):
         tiny.attach(section("multitask", init="only_source_shared", num_virtual_tokens=5, **take))
-
-
-# ---- folders --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_saved_folder_gives_the_same_logits(tiny: Any, variant: str, tmp_path: Path) -> None:
-    folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
-    expected = logits(tiny, model)
-    save_adapter(model, folder)
-    held = load_file(f"{folder}/adapter_model.safetensors")
-    assert any(name.startswith(ENCODER) for name in held) == (variant in NETWORKS)
-    for trainable in (False, True):
-        loaded = load_adapter(tiny.base(), folder, trainable=trainable)
-        torch.testing.assert_close(logits(tiny, loaded), expected, rtol=1e-5, atol=1e-5)
-        assert any(parameter.requires_grad for parameter in loaded.parameters()) == trainable
-    plain = PeftModel.from_pretrained(tiny.base(), folder)
-    torch.testing.assert_close(logits(tiny, plain), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_goes_on_from_a_folder_as_if_it_had_not_stopped(tiny: Any, variant: str, tmp_path: Path) -> None:
-    folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
-    save_adapter(model, folder)
-    other = tiny.attach(section(variant, pretrained_adapter_weights=folder))
-    for each in (model, other):
-        train(tiny, each)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert torch.equal(parameter, other.get_parameter(name)), name
-    save_adapter(other, folder)
-    torch.testing.assert_close(
-        logits(tiny, load_adapter(tiny.base(), folder, trainable=False)), logits(tiny, model), rtol=1e-5, atol=1e-5
-    )
-
-
-def train(tiny: Any, model: Any, steps: int = 3) -> None:
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    batches = list(tiny.batches())
-    multitask = "MULTITASK" in str(model.peft_config["default"].peft_type)
-    tasks = {"task_ids": torch.tensor([0, 1, 2, 1])} if multitask else {}
-    for step in range(steps):
-        model(**batches[step % 2], **tasks).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-@pytest.mark.parametrize("variant", NETWORKS)
-def test_folders_of_plain_peft(tiny: Any, variant: str, tmp_path: Path) -> None:
-    """PEFT leaves the network out: such a folder predicts, and only a prefix is a thing to train by itself."""
-    folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
-    model.save_pretrained(folder, save_embedding_layers=False)
-    assert list(load_file(f"{folder}/adapter_model.safetensors")) == ["prompt_embeddings"]
-    loaded = load_adapter(tiny.base(), folder, trainable=False)
-    torch.testing.assert_close(logits(tiny, loaded), logits(tiny, model), rtol=1e-5, atol=1e-5)
-    if variant == "projected prefix":
-        again = load_adapter(tiny.base(), folder, trainable=True)
-        torch.testing.assert_close(logits(tiny, again), logits(tiny, model), rtol=1e-5, atol=1e-5)
-        assert [name for name, p in again.named_parameters() if p.requires_grad] == [
-            "prompt_encoder.default.embedding.weight"
-        ]
-    else:
-        with pytest.raises(AdapterError, match="without the network"):
-            load_adapter(tiny.base(), folder, trainable=True)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_loaded_adapter_replaces_the_one_before(tiny: Any, variant: str, tmp_path: Path) -> None:
-    folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
-    expected = logits(tiny, model)
-    save_adapter(model, folder)
-    enable_checkpointing(train_mode(model))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.zero_()
-    again = load_adapter(model, folder, trainable=True)
-    torch.testing.assert_close(logits(tiny, again), expected, rtol=1e-5, atol=1e-5)
-
-
-def train_mode(model: Any) -> Any:
-    return model.train()
-
-
-@pytest.mark.parametrize("change", ["missing", "shape", "foreign"])
-@pytest.mark.parametrize("variant", ["prefix", "mlp", "multitask"])
-def test_damaged_folders_are_refused(tiny: Any, variant: str, change: str, tmp_path: Path) -> None:
-    folder = str(tmp_path / "adapter")
-    save_adapter(tiny.attach(section(variant)), folder)
-    path = f"{folder}/adapter_model.safetensors"
-    held = load_file(path)
-    names = [name for name in held if name.startswith(ENCODER)] or list(held)
-    name = names[0]
-    if change == "missing":
-        del held[name]
-    elif change == "shape":
-        held[name] = held[name][..., :-1].contiguous()
-    else:
-        held[name + "_too"] = torch.ones(1)
-    save_file(held, path)
-    with pytest.raises(AdapterError, match="does not fit"):
-        load_adapter(tiny.base(), folder, trainable=True)
-
-
-def test_a_folder_says_nothing_of_where_it_started(tiny: Any, tmp_path: Path) -> None:
-    folder = str(tmp_path / "adapter")
-    save_adapter(tiny.attach(section("prompt")), folder)
-    config = json.loads(Path(folder, "adapter_config.json").read_text())
-    assert config["num_virtual_tokens"] == COUNT
-    assert config["tokenizer_name_or_path"] is None
 
 
 # ---- bases ----------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def job(tmp_path, registered):
 def test_the_worker_measures_and_resumes_to_the_same_result(tmp_path, job, monkeypatch):
     whole, broken = tmp_path / "whole" / "lora", tmp_path / "broken" / "lora"
     for folder in (whole, broken):
-        run._prepare(folder, job, keep=False)
+        run._prepare(folder, job)
     expected = worker.run_job(whole)
     assert expected.trained == 5 * 4 * ((256 + 256) + (256 + 64))
     assert expected.steps == 8
@@ -172,7 +172,7 @@ def test_the_worker_measures_and_resumes_to_the_same_result(tmp_path, job, monke
 def test_the_worker_records_why_a_run_failed(tmp_path, job):
     job.config["adapter"]["target_modules"] = ["wrong"]
     folder = tmp_path / "lora"
-    run._prepare(folder, job, keep=False)
+    run._prepare(folder, job)
     with pytest.raises(Exception, match="wrong"):
         worker.run_job(folder)
     assert "wrong" in str(read_result(folder).error)

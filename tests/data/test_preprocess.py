@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from ludwig.callbacks import Callback
 from ludwig.data import preprocessing as stock
+from text_runs import text_config
 
 from ludwig_peft_plugin.data.preprocess import is_text_to_text, preprocess_for_prediction, preprocess_for_training
 from ludwig_peft_plugin.data.token_dataset import TokenDataset
@@ -286,20 +287,11 @@ def test_the_shipped_data(check_rows, train, make_config, tokenizer_of):
 
 
 def test_a_config_object_of_ludwig(train, make_config, instructions, base_model):
-    from ludwig.schema.model_types.base import ModelConfig
     from ludwig.utils.config_utils import get_preprocessing_params
 
-    section = {
-        "model_type": "llm",
-        "base_model": base_model(),
-        "prompt": {"template": "{instruction}"},
-        "input_features": [{"name": "prompt", "type": "text"}],
-        "output_features": [{"name": "output", "type": "text"}],
-        "adapter": {"type": "lora"},
-        "trainer": {"type": "finetune"},
-        "preprocessing": {"split": {"type": "fixed"}, "global_max_sequence_length": 128},
-    }
-    config = ModelConfig.from_dict(section)
+    sections = {"adapter": {"type": "lora"}, "prompt": {"template": "{instruction}"}}
+    limited = {"split": {"type": "fixed"}, "global_max_sequence_length": 128}
+    config = text_config(base_model(), preprocessing=limited, **sections)
     parameters = get_preprocessing_params(config)
     sets = train(config, instructions, preprocessing_params=parameters)
     assert [len(dataset) for dataset in sets[:3]] == [30, 4, 6]

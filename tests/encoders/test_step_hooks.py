@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 from ludwig.callbacks import Callback
 from safetensors.torch import load_file
 
@@ -35,17 +36,6 @@ ADAMSS = {
 }
 LAYERS = 12  # linear layers of the encoder without its pooler
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
-
-
-class Stop(Callback):
-    """Ends a run after an epoch, as an interruption would."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_epoch_end(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
-        if progress_tracker.epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 class Watch(Callback):
@@ -141,8 +131,8 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     config = make(make_config, adapter)
     config["input_features"][0]["encoder"]["pretrained_kwargs"] = NO_DROPOUT
     whole = new_model(copy.deepcopy(config)).train(dataset=table, output_directory=str(tmp_path / "whole"), **QUIET)
-    with pytest.raises(KeyboardInterrupt):
-        new_model(copy.deepcopy(config), callbacks=[Stop(2)]).train(
+    with pytest.raises(Killed):
+        new_model(copy.deepcopy(config), callbacks=[KillAt(epoch=2)]).train(
             dataset=table, output_directory=str(tmp_path / "parts"), **QUIET
         )
     (run,) = (tmp_path / "parts").iterdir()
@@ -159,8 +149,8 @@ def test_a_checkpoint_without_the_state_cannot_be_resumed(
     from ludwig_peft_plugin.encoders.trainer import STATE
 
     config = make(make_config, ADALORA)
-    with pytest.raises(KeyboardInterrupt):
-        new_model(copy.deepcopy(config), callbacks=[Stop(2)]).train(
+    with pytest.raises(Killed):
+        new_model(copy.deepcopy(config), callbacks=[KillAt(epoch=2)]).train(
             dataset=table, output_directory=str(tmp_path), **QUIET
         )
     (run,) = tmp_path.iterdir()

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 
 # Ludwig warns about keys that it adds to encoder sections itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not a valid parameter for the:DeprecationWarning")
@@ -97,19 +98,12 @@ def test_checkpoints_hold_no_frozen_weight(trained: Any) -> None:
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     adapter: dict[str, Any], make_config: Make, new_model: Any, table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    from ludwig.callbacks import Callback
-
-    class Stop(Callback):
-        def on_epoch_end(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
-            if progress_tracker.epoch == 2:
-                raise KeyboardInterrupt
-
     config = make_config(adapter, reduce_output="mean")
     config["trainer"] |= {"epochs": 4}
     whole = new_model(copy.deepcopy(config))
     whole.train(dataset=table, output_directory=str(tmp_path / "whole"), **QUIET)
-    stopped = new_model(copy.deepcopy(config), callbacks=[Stop()])
-    with pytest.raises(KeyboardInterrupt):
+    stopped = new_model(copy.deepcopy(config), callbacks=[KillAt(epoch=2)])
+    with pytest.raises(Killed):
         stopped.train(dataset=table, output_directory=str(tmp_path / "parts"), **QUIET)
     (experiment,) = (tmp_path / "parts").iterdir()
     resumed = new_model(copy.deepcopy(config))

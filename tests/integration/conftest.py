@@ -67,6 +67,14 @@ def random_bases(registered: None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def llama_175m(random_bases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a random Llama of 175 million parameters in bfloat16."""
+    folder = tmp_path_factory.mktemp("llama-175m")
+    random_bases.write_llama_175m(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def base_folders(random_bases: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The folders of the random bases, by name."""
     found: dict[str, str] = random_bases.write_bases(tmp_path_factory.mktemp("bases"))

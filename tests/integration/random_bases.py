@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from ludwig_peft_plugin.data.ragged import Ragged
 from ludwig_peft_plugin.data.token_dataset import TokenDataset
@@ -54,8 +54,30 @@ def write_bases(folder: Path) -> dict[str, str]:
             for parameter in model.parameters():
                 if parameter.dim() == 1:  # norms start as ones and biases as zeros, where a mistake would not show
                     parameter += 0.1 * torch.randn_like(parameter)
-        model.to(torch.bfloat16).save_pretrained(folder / name)
-        for tokenizer in (ASSETS / "tiny-llama-python").glob("tokenizer*"):
-            shutil.copy(tokenizer, folder / name)
+        _write(model, folder / name)
         found[name] = str(folder / name)
     return found
+
+
+def write_llama_175m(folder: Path) -> None:
+    """Write a Llama of 175 million parameters, large enough for its memory to be measured."""
+    shape = {
+        **SHAPE,
+        "vocab_size": 32_000,
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+    }
+    torch.manual_seed(0)
+    _write(LlamaForCausalLM(LlamaConfig(**shape)), folder)
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model in bfloat16, with the shipped tokenizer."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for tokenizer in (ASSETS / "tiny-llama-python").glob("tokenizer*"):
+        shutil.copy(tokenizer, folder)

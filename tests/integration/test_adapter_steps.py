@@ -4,24 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ludwig.callbacks import Callback
+from killed_runs import KillAt, Killed
 from safetensors.torch import load_file
 
 ADAPTER = {"type": "adalora", "init_r": 6, "target_r": 2, "dropout": 0.1, "delta_t": 2}
 TRAINER = {"type": "finetune", "epochs": 2, "batch_size": 4, "learning_rate": 5e-3, "steps_per_checkpoint": 4}
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_batch_end(self, trainer, progress_tracker, save_path, **kwargs):
-        if progress_tracker.steps == self.step:
-            raise Killed
 
 
 def adapter(run: str) -> dict[str, torch.Tensor]:

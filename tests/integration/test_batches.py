@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 from ludwig.callbacks import Callback
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,8 +22,7 @@ EXACT_LORA = {"type": "lora", "r": 4, "dropout": 0.0, "target_modules": "all-lin
 class Steps(Callback):
     """What each step of a run was made of."""
 
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.kill_at = kill_at
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.losses: list[float] = []
         self.parts: list[list[int]] = []  # tokens, with filler, of each micro-batch of a step
@@ -44,8 +44,6 @@ class Steps(Callback):
     def on_batch_end(self, trainer, progress_tracker, save_path, **kwargs):
         self.tokens.append(progress_tracker.incremental_step_token_usage[str(progress_tracker.steps - 1)])
         self.losses.append(trainer.loss_curve[-1][1])
-        if progress_tracker.steps == self.kill_at:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -53,10 +51,11 @@ def run(make_config, new_model, rows, tmp_path):
     """Return a function that trains with trainer options and returns (steps, results, lengths of the rows)."""
 
     def train(kill_at=None, folder="run", sections=None, **trainer):
-        steps = Steps(kill_at)
+        steps = Steps()
         config = make_config(trainer={**TRAINER, **trainer}, adapter=EXACT_LORA, **(sections or {}))
         model = new_model(config)
-        results = model.train(dataset=rows, output_directory=str(tmp_path / folder), callbacks=[steps])
+        callbacks = [steps, KillAt(kill_at)]
+        results = model.train(dataset=rows, output_directory=str(tmp_path / folder), callbacks=callbacks)
         return steps, results, results.preprocessed_data.training_set.input_ids.lengths
 
     return train
@@ -129,7 +128,7 @@ def test_a_packed_run_resumes_in_the_middle_of_an_epoch(run, make_config, new_mo
     whole, results, _ = run(folder="whole", **options)
     count = len(whole.losses) // 2
     assert count % 3  # so that a checkpoint lies in the middle of an epoch
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         run(folder="cut", kill_at=count + 2, **options)
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
     (cut,) = (tmp_path / "cut").iterdir()

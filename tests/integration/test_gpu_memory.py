@@ -6,27 +6,15 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from micro_batches import micro_batch
+from text_runs import new_trainer, take_steps, text_config
 
-from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.model.base_model import ASSETS
+from ludwig_peft_plugin.data.batches import MicroBatch, StepBatch
 
 pytestmark = pytest.mark.gpu
 
-SHAPE = {
-    "vocab_size": 32_000,
-    "hidden_size": 1024,
-    "intermediate_size": 3584,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 LENGTHS = (900, 1100, 500, 1596)
 LORA = {"type": "lora", "r": 16, "dropout": 0.0, "target_modules": "all-linear"}
 CHECKPOINTED = {"enable_gradient_checkpointing": True}
@@ -47,80 +35,29 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a random Llama of 190 million parameters."""
-    import shutil
-
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(folder)
-    for tokenizer in (ASSETS / "tiny-llama-python").glob("tokenizer*"):
-        shutil.copy(tokenizer, folder)
-    return str(folder)
-
-
 def configured(base: str, **sections: Any) -> Any:
-    from ludwig.schema.model_types.base import ModelConfig
-
-    trainer = {"type": "finetune", "batch_size": len(LENGTHS), **sections.pop("trainer", {})}
-    return ModelConfig.from_dict(
-        {
-            "model_type": "llm",
-            "base_model": base,
-            "input_features": [{"name": "prompt", "type": "text"}],
-            "output_features": [{"name": "output", "type": "text"}],
-            "preprocessing": {"global_max_sequence_length": 2048},
-            "trainer": trainer,
-            **sections,
-        }
-    )
+    """Return a config whose batches are as large as the micro-batches here."""
+    trainer = {"batch_size": len(LENGTHS), **sections.pop("trainer", {})}
+    return text_config(base, preprocessing={"global_max_sequence_length": 2048}, trainer=trainer, **sections)
 
 
-def micro_batch(lengths: tuple[int, ...]) -> MicroBatch:
-    """Sequences of the given lengths, all of whose tokens but the first carry loss."""
-    total, ends = sum(lengths), np.cumsum((0, *lengths))
-    ids = torch.randint(3, 4000, (total,), generator=torch.Generator().manual_seed(0))
-    places = np.setdiff1d(np.arange(total), ends[1:] - 1)
-    return MicroBatch(
-        rows=np.arange(len(lengths)),
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.from_numpy(ends.astype(np.int32)),
-        max_length=max(lengths),
-        targets=ids[places + 1],
-        target_positions=torch.from_numpy(places),
-        target_rows=torch.from_numpy(np.searchsorted(ends, places, side="right") - 1),
-        tokens=total,
-    )
-
-
-def train(config_obj: Any, device: str, batch: MicroBatch, steps: int = 4) -> None:
+def train(config_obj: Any, batch: MicroBatch) -> None:
     """Take optimiser steps as the trainer does; the second and later ones may be recorded graphs."""
-    from ludwig_peft_plugin.data.batches import StepBatch
-    from ludwig_peft_plugin.model.llm import PeftLLM
-    from ludwig_peft_plugin.training.trainer import PeftTrainer
-
-    llm = PeftLLM(config_obj, _device=device)
-    trainer = PeftTrainer(config_obj.trainer, llm, device=device)
-    llm.train()
-    for _ in range(steps):
-        trainer.train_step(StepBatch.of([batch]))
+    take_steps(new_trainer(config_obj, "cuda"), [StepBatch.of([batch])] * 4)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_estimate_is_near_the_measured_peak(case: str, registered: None, base: str) -> None:
+def test_the_estimate_is_near_the_measured_peak(case: str, registered: None, llama_175m: str) -> None:
     from ludwig_peft_plugin.estimate.batch import BatchShape
     from ludwig_peft_plugin.estimate.memory import Estimator
 
-    config_obj, batch = configured(base, **CASES[case]), micro_batch(LENGTHS)
+    config_obj, batch = configured(llama_175m, **CASES[case]), micro_batch(LENGTHS)
     estimate = Estimator(config_obj).estimate(BatchShape.of(batch))
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    train(config_obj, "cuda", batch)
+    train(config_obj, batch)
     measured = torch.cuda.max_memory_allocated() - before
     # A first step has no optimiser state yet, and PyTorch does not count what a graph keeps in later ones: in a small
     # model whose largest part is the loss, an estimate of all of it is above what is ever held at once.
@@ -129,10 +66,10 @@ def test_the_estimate_is_near_the_measured_peak(case: str, registered: None, bas
     assert 0.9 * measured <= estimate.peak <= above * measured, parts
 
 
-def test_a_real_out_of_memory_error_is_explained(registered: None, base: str, tmp_path: Path) -> None:
+def test_a_real_out_of_memory_error_is_explained(registered: None, llama_175m: str, tmp_path: Path) -> None:
     from ludwig_peft_plugin.training.out_of_memory import GpuMemoryError, explained_out_of_memory
 
-    config_obj, batch = configured(base, adapter=LORA), micro_batch(LENGTHS * 8)
+    config_obj, batch = configured(llama_175m, adapter=LORA), micro_batch(LENGTHS * 8)
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -142,7 +79,7 @@ def test_a_real_out_of_memory_error_is_explained(registered: None, base: str, tm
             pytest.raises(GpuMemoryError) as caught,
             explained_out_of_memory(config_obj, "training", lambda: batch),
         ):
-            train(config_obj, "cuda", batch)
+            train(config_obj, batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert str(caught.value).count("saves ") == 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 from ludwig.callbacks import Callback
 from safetensors.torch import load_file
 
@@ -26,15 +27,6 @@ class Losses(Callback):
 
     def on_batch_end(self, trainer, progress_tracker, save_path, **kwargs):
         self.values.append(trainer.loss_curve[-1][1])
-
-
-class KillAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_batch_end(self, trainer, progress_tracker, save_path, **kwargs):
-        if progress_tracker.steps == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -153,7 +145,7 @@ def test_special_initialisations_resume_exactly(method, make_config, new_model, 
         lora["eva_config"] = {"rho": 2.0}
     config = make_config(adapter=lora, trainer={**TRAINER, "steps_per_checkpoint": 2, "learning_rate": 1e-3})
     whole = new_model(config).train(dataset=rows, output_directory=str(tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         new_model(config).train(dataset=rows, output_directory=str(tmp_path / "cut"), callbacks=[KillAt(3)])
     (run,) = (tmp_path / "cut").iterdir()
     new_model(config).train(dataset=rows, model_resume_path=str(run))

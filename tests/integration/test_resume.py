@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ludwig.callbacks import Callback
+from killed_runs import KillAt, Killed
 from safetensors.torch import load_file
 
 from ludwig_peft_plugin.errors import CheckpointError
@@ -23,21 +23,6 @@ TRAINER = {
     "learning_rate_scheduler": {"decay": "linear", "warmup_fraction": 0.2},
     "steps_per_checkpoint": 4,  # an epoch has 6 steps, so checkpoints lie in the middle of epochs
 }
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    """Stops the run in the step after `step`, as a crash would: nothing of Ludwig's runs afterwards."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_batch_end(self, trainer, progress_tracker, save_path, **kwargs):
-        if progress_tracker.steps == self.step:
-            raise Killed
 
 
 def adapter(run: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 from ludwig.callbacks import Callback
 from ludwig.schema.llms.peft import adapter_registry
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -57,23 +58,16 @@ OURS = sorted(name for name, cls in adapter_registry.items() if issubclass(cls, 
 CASES = {**{name: (name, OPTIONS.get(name, {})) for name in OURS}, **MORE}
 
 
-class Killed(Exception):
-    """What ends an interrupted run."""
-
-
 class Record(Callback):
-    """Keeps the steps taken and the loss of every step, and ends the run after a step as a crash would."""
+    """Keeps the steps taken and the loss of every step."""
 
-    def __init__(self, killed_after: int | None = None) -> None:
+    def __init__(self) -> None:
         self.losses: list[tuple[int, float]] = []
         self.taken: list[int] = []
-        self._killed_after = killed_after
 
     def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, **kwargs: Any) -> None:
         self.losses = list(trainer.loss_curve)
         self.taken.append(progress_tracker.steps)
-        if progress_tracker.steps == self._killed_after:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +146,15 @@ def test_resumed_and_loaded_are_the_same(
     )
     quiet = {"skip_save_processed_input": True, "skip_save_log": True}
 
-    def train(record: Record, **arguments: Any) -> Any:
+    def train(*callbacks: Callback, **arguments: Any) -> Any:
         model = new_model(config)
-        model.train(dataset=few, callbacks=[record], **arguments, **quiet)
+        model.train(dataset=few, callbacks=list(callbacks), **arguments, **quiet)
         return model
 
-    whole, cut, rest = Record(), Record(KILLED), Record()
+    whole, cut, rest = Record(), Record(), Record()
     trained = train(whole, output_directory=str(tmp_path / "whole"))
     with pytest.raises(Killed):
-        train(cut, output_directory=str(tmp_path / "cut"))
+        train(cut, KillAt(KILLED), output_directory=str(tmp_path / "cut"))
     (run,) = (tmp_path / "cut").iterdir()
     resumed = train(rest, model_resume_path=str(run))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killed_runs import KillAt, Killed
 from ludwig.api import LudwigModel
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -165,20 +166,10 @@ def test_resuming_gives_the_adapters_of_an_uninterrupted_run(make_config, new_mo
         trainer={"type": "finetune", "epochs": 2, "batch_size": 8, "learning_rate": 5e-3},
     )
 
-    class Stop(Exception):
-        pass
-
-    from ludwig.callbacks import Callback
-
-    class StopAfterFirstEpoch(Callback):
-        def on_epoch_end(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
-            if progress_tracker.epoch == 1:
-                raise Stop
-
     whole = new_model(config)
     whole.train(dataset=rows, output_directory=str(tmp_path / "whole"))
-    broken = LudwigModel(config, callbacks=[StopAfterFirstEpoch()])
-    with pytest.raises(Stop):
+    broken = LudwigModel(config, callbacks=[KillAt(epoch=1)])
+    with pytest.raises(Killed):
         broken.train(dataset=rows, output_directory=str(tmp_path / "broken"))
     run = next((tmp_path / "broken").iterdir())
     resumed = new_model(config)

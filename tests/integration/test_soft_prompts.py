@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ludwig.callbacks import Callback
+from killed_runs import KillAt, Killed
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -32,21 +32,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 VIRTUAL = 400
-
-
-class Killed(Exception):
-    """Ends a run as a crash would."""
-
-
-class KillAt(Callback):
-    """Stops the run in the step after `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_batch_end(self, trainer: Any, progress_tracker: Any, save_path: str, **kwargs: Any) -> None:
-        if progress_tracker.steps == self.step:
-            raise Killed
 
 
 def weights(run: str | Path) -> dict[str, torch.Tensor]:
