@@ -42,7 +42,7 @@ LORA = {
 }
 SIDES: dict[str, dict[str, Any]] = {
     "lora": {"rates": [2.5e-3, 5e-3, 1e-2], "encoder": {"adapter": LORA}},
-    "full": {"rates": [1e-3, 2e-3, 4e-3], "encoder": {"trainable": True}},
+    "full": {"rates": [5e-4, 1e-3, 2e-3], "encoder": {"trainable": True}},
 }
 GOAL_POINTS, GOAL_SHARE = 0.4, 0.036
 

@@ -37,8 +37,14 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """Options without which a type does not train this model on these rows."""
 
+
+def _wide(rank: int) -> dict[str, Any]:
+    return {"r": rank, "alpha": rank, "dropout": 0.0, "target_modules": "all-linear"}
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "lora, r 16, all-linear": ("lora", {"r": 16, "target_modules": "all-linear"}, (1e-3, 2e-3, 3e-3, 5e-3, 1e-2)),
+    **{f"lora, r {rank}, all-linear": ("lora", _wide(rank), (3e-4, 5e-4, 7e-4, 1e-3, 2e-3)) for rank in (32, 64, 128)},
     "full, higher rates": ("full", {}, (2e-4, 3e-4, 5e-4, 1e-3)),
 }
 """What is compared besides: a type, its options and the rates."""

@@ -115,14 +115,14 @@ class StageClock(Callback):
         trainer.train_step, trainer._step_optimizer = train_step, step_optimizer
         torch.Tensor.backward = tensor_backward  # type: ignore[method-assign]
         self._backward = backward
-        states = loss.hidden_states
+        states = loss.target_states
 
-        def hidden_states(*args: Any, **kwargs: Any) -> Any:
+        def target_states(*args: Any, **kwargs: Any) -> Any:
             outcome = states(*args, **kwargs)
             self._enter(LOSS)
             return outcome
 
-        loss.hidden_states = hidden_states
+        loss.target_states = target_states
         self._states = states
 
     def on_batch_start(self, trainer: Any, progress_tracker: Any, save_path: str) -> None:
@@ -152,7 +152,7 @@ class StageClock(Callback):
     ) -> None:
         """Put back what was replaced for the whole process."""
         torch.Tensor.backward = self._backward  # type: ignore[method-assign]
-        loss.hidden_states = self._states
+        loss.target_states = self._states
 
     def _synchronize(self) -> None:
         if self.cuda:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ludwig.data.batcher.base import Batcher
 
-from ludwig_peft_plugin.data.batches import Room, StepBatch, collate
+from ludwig_peft_plugin.data.batches import Room, StepBatch, collate, target_counts
 from ludwig_peft_plugin.data.packing import Plan, by_best_fit, by_count, by_tokens
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TokenBatcher(Batcher):
         self._room = None
         if capacity is not None and len(dataset):
             sequences = int(np.diff(self._plan.starts).max())
-            self._room = Room(capacity, sequences, int(dataset.input_ids.lengths.max()))
+            self._room = Room(capacity, sequences, int(dataset.input_ids.lengths.max()), self._most_targets())
 
     def _fixed_plan(self, packing: bool) -> Plan:
         assert self.capacity is not None
@@ -82,6 +82,11 @@ class TokenBatcher(Batcher):
         message = "%s: %s rows in %s batches of %s tokens, %.1f%% filled"
         logger.info(message, name, f"{len(lengths):,}", f"{len(plan):,}", f"{self.capacity:,}", filled)
         return plan
+
+    def _most_targets(self) -> int:
+        """Return how many tokens carry loss in the group that has the most of them."""
+        of_groups = np.add.reduceat(target_counts(self.dataset, self._plan.rows), self._plan.starts[:-1])
+        return int(of_groups.max())
 
     def _shuffled(self, count: int, seed: int | tuple[int, int]) -> np.ndarray:
         return np.random.default_rng(seed).permutation(count) if self.shuffle else np.arange(count)

@@ -29,11 +29,13 @@ class Room:
         tokens: of a micro-batch.
         sequences: of a micro-batch.
         max_length: tokens of the longest sequence.
+        targets: tokens of a micro-batch that carry loss.
     """
 
     tokens: int
     sequences: int
     max_length: int
+    targets: int
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,24 @@ def _targets(
     """Return the target tokens, the places that predict them and the sequences they belong to, each (M,), int64."""
     if not dataset.has_targets:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    starts = np.maximum(np.asarray(dataset.prompt_lengths)[rows].astype(np.int64), 1)
-    counts = np.array([len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)], np.int64)
-    counts = np.maximum(counts, 0)
+    starts = _first_targets(dataset, rows)
+    counts = target_counts(dataset, rows)
     parts = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
     targets = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
     owners = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
     return targets, offsets[: len(rows)][owners] + starts[owners] + within - 1, owners
+
+
+def target_counts(dataset: TokenDataset, rows: np.ndarray) -> np.ndarray:
+    """Return how many tokens of each of the given rows carry loss, shape (B,), int64."""
+    if not dataset.has_targets:
+        return np.zeros(len(rows), np.int64)
+    return np.maximum(dataset.input_ids.lengths[rows] - _first_targets(dataset, rows), 0).astype(np.int64)
+
+
+def _first_targets(dataset: TokenDataset, rows: np.ndarray) -> np.ndarray:
+    return np.maximum(np.asarray(dataset.prompt_lengths)[rows].astype(np.int64), 1)
 
 
 def token_batches(dataset: TokenDataset, rows: np.ndarray, tokens: int) -> Iterator[MicroBatch]:

@@ -13,7 +13,7 @@ from ludwig_peft_plugin.engine.attention import padded_places
 from ludwig_peft_plugin.engine.cached_tokens import readable_caches
 from ludwig_peft_plugin.engine.dropout import draw_seed
 from ludwig_peft_plugin.engine.graphs import graphed_states
-from ludwig_peft_plugin.engine.install import prepare, refresh_adapters
+from ludwig_peft_plugin.engine.install import prepare, refresh_adapters, selects_rows
 from ludwig_peft_plugin.engine.model_input import ModelInput, VirtualTokens
 from ludwig_peft_plugin.engine.transformers_attention import flat_row, supports_padding_free
 from ludwig_peft_plugin.engine.virtual_tokens import virtual_tokens
@@ -40,8 +40,8 @@ def frozen_matrix(head: Any, dtype: torch.dtype) -> Tensor | None:
     return head.weight if head.weight.dtype == dtype and not torch.is_autocast_enabled("cuda") else None
 
 
-def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """Return the final hidden states of every token, shape (T, H)."""
+def target_states(model: Any, batch: MicroBatch) -> Tensor:
+    """Return the final hidden states that predict each target, shape (M, H)."""
     base = unwrapped(model)
     backbone = _backbone(base)
     if backbone is None:
@@ -53,18 +53,21 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
         with readable_caches(base, virtual):
             given = _with_virtual_tokens(base, batch, virtual)
             states: Tensor = backbone(**given.arguments).last_hidden_state
-            return states.flatten(0, 1)[given.places]
+            return states.flatten(0, 1)[given.places[batch.target_positions]]
     if supports_padding_free(base):
         prepare(base)
         graphed = graphed_states(base, backbone, batch)
         if graphed is not None:
             return graphed
         refresh_adapters(base)
+        if selects_rows(base):
+            states = backbone(**_flat(batch), output_rows=batch.target_positions).last_hidden_state
+            return states[0]
         states = backbone(**_flat(batch)).last_hidden_state
-        return states[0]
+        return states[0][batch.target_positions]
     places = padded_places(batch.cu_seqlens, batch.max_length, len(batch.input_ids))
     states = backbone(input_ids=_rows(batch, places), use_cache=False).last_hidden_state
-    return states.flatten(0, 1)[places]
+    return states.flatten(0, 1)[places[batch.target_positions]]
 
 
 def target_logits(model: Any, batch: MicroBatch) -> Tensor:

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from torch import Tensor
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.fused.group import Adapter
 from ludwig_peft_plugin.engine.fused.layer import FusedForward, obstacle
+from ludwig_peft_plugin.engine.fused.rows import filled_up
+from ludwig_peft_plugin.engine.graph_size import Size
 from ludwig_peft_plugin.engine.install import decoder_layers, fused_layers, refresh_adapters
 from ludwig_peft_plugin.engine.transformers_attention import flat_row
 
@@ -37,58 +38,6 @@ MOST_GRAPHS = 16
 """Sizes beyond this many run without a graph: each holds a little memory of its own."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """What is fixed in a graph: tokens, sequences and the longest sequence."""
-
-    tokens: int
-    sequences: int
-    max_length: int
-
-    @classmethod
-    def of(cls, batch: MicroBatch) -> Size:
-        """Return the size `batch` is brought up to."""
-        tokens, sequences = len(batch.input_ids), len(batch.cu_seqlens) - 1
-        if tokens == sequences * batch.max_length:  # equal lengths have an attention of their own; leave them so
-            return cls(tokens, sequences, batch.max_length)
-        room = batch.room
-        if room is not None and tokens > 0.75 * room.tokens:
-            sequences, tokens = max(sequences, room.sequences), max(tokens, room.tokens)
-            longest = max(batch.max_length, room.max_length)
-        else:
-            longest = batch.max_length
-        step = max(64, 1 << max(0, (tokens - 1).bit_length() - 5))
-        total = _up(tokens, step)
-        longest = max(longest, total - len(batch.input_ids))  # what is left over is one more sequence
-        return cls(total, _up(sequences + 1, 8), _up(longest, 128))._uneven()
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all sequences are equally long."""
-        return self.tokens == self.sequences * self.max_length
-
-    def holds(self, other: Size) -> bool:
-        """Return whether a batch of another size can run in a graph of this one, at little more cost."""
-        if self.tokens != other.tokens:
-            return False
-        if self.is_even or other.is_even:
-            return self == other
-        return self.sequences >= other.sequences and self.max_length >= other.max_length
-
-    def joined(self, other: Size) -> Size:
-        """Return the size that holds both."""
-        sequences, max_length = max(self.sequences, other.sequences), max(self.max_length, other.max_length)
-        return Size(self.tokens, sequences, max_length)._uneven()
-
-    def _uneven(self) -> Size:
-        """Return a size that does not look like one of equally long sequences, as which it would be attended."""
-        return replace(self, sequences=self.sequences + 8) if self.is_even else self
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step
-
-
 class _Graph:
     """One captured pair of passes and the memory it reads and writes."""
 
@@ -99,6 +48,7 @@ class _Graph:
         self.position_ids = torch.zeros(size.tokens, dtype=torch.int64, device=device)
         self.cu_seqlens = torch.zeros(size.sequences + 1, dtype=torch.int32, device=device)
         self.filler = torch.arange(size.tokens, dtype=torch.int64, device=device)
+        self.rows = torch.arange(size.targets, dtype=torch.int64, device=device)
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
 
     def load(self, batch: MicroBatch) -> None:
@@ -111,6 +61,7 @@ class _Graph:
             self.input_ids[tokens:].zero_()
             self.position_ids[tokens:].copy_(self.filler[: self.size.tokens - tokens])
         self.cu_seqlens[sequences:].fill_(self.size.tokens)
+        self.rows.copy_(filled_up(batch.target_positions, len(self.rows), self.size.tokens))
 
     def capture(self) -> None:
         owner = self.owner
@@ -119,7 +70,8 @@ class _Graph:
             with torch.cuda.graph(self.forward_graph, pool=owner.pool, capture_error_mode=THIS_THREAD):
                 refresh_adapters(owner.base)
                 row = (self.input_ids, self.position_ids, self.cu_seqlens, self.size.max_length)
-                states = owner.backbone(**flat_row(*row, owner.no_mask)).last_hidden_state[0]
+                arguments = flat_row(*row, owner.no_mask)
+                states = owner.backbone(**arguments, output_rows=self.rows).last_hidden_state[0]
             self.states = states.detach()
             self.grad = torch.zeros_like(self.states)
             with torch.cuda.graph(self.backward_graph, pool=owner.pool, capture_error_mode=THIS_THREAD):
@@ -148,7 +100,7 @@ class GraphedBackbone:
         self.seen: set[int] = set()
 
     def __call__(self, batch: MicroBatch) -> Tensor | None:
-        """Return the final hidden states of `batch`, shape (T, H), or None where no graph should run it."""
+        """Return the final hidden states that predict each target, (M, H), or None where no graph should run."""
         size = Size.of(batch)
         graph = next((graph for graph in self.graphs if graph.size.holds(size)), None)
         if graph is None:
@@ -161,10 +113,8 @@ class GraphedBackbone:
 
     def _captured(self, size: Size, batch: MicroBatch) -> _Graph:
         """Return a new graph, which takes the place of a smaller one with as many tokens."""
-        smaller = next(
-            (graph for graph in self.graphs if graph.size.tokens == size.tokens and not graph.size.is_even), None
-        )
-        if smaller is not None and not size.is_even:
+        smaller = next((graph for graph in self.graphs if graph.size.resembles(size)), None)
+        if smaller is not None:
             size = size.joined(smaller.size)
             self.graphs.remove(smaller)
         graph = _Graph(self, size)
@@ -228,23 +178,23 @@ class GraphedBackbone:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trigger: Tensor, graph: _Graph, batch: MicroBatch) -> Tensor:
-        ctx.graph, ctx.tokens = graph, len(batch.input_ids)
+        ctx.graph, ctx.wanted = graph, batch.target_tokens
         graph.load(batch)
         graph.forward_graph.replay()
-        return graph.states[: ctx.tokens]
+        return graph.states[: ctx.wanted]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[None, None, None]:
-        graph, tokens = ctx.graph, ctx.tokens
-        graph.grad[:tokens].copy_(grads[0])
-        graph.grad[tokens:].zero_()
+        graph, wanted = ctx.graph, ctx.wanted
+        graph.grad[:wanted].copy_(grads[0])
+        graph.grad[wanted:].zero_()
         graph.owner.attach_gradients()
         graph.backward_graph.replay()
         return None, None, None
 
 
 def graphed_states(base: Any, backbone: Any, batch: MicroBatch) -> Tensor | None:
-    """Return the final hidden states (T, H) by a CUDA graph, or None where the model has to run from Python."""
+    """Return the states that predict each target, (M, H), by a CUDA graph, or None where Python has to run it."""
     if not (base.training and torch.is_grad_enabled() and batch.input_ids.is_cuda):
         return None
     graphed = base.__dict__.get("_ludwig_peft_graphs")

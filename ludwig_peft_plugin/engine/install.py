@@ -29,7 +29,8 @@ def prepare(base: Any) -> None:
     layers = [layer for layer in decoder_layers(base) if getattr(layer, "_compiled_call_impl", None) is None]
     reasons = {reason for layer in layers if (reason := obstacle(layer, base.dtype)) is not None}
     for index, layer in enumerate(layers):
-        layer.forward = FusedForward(layer, index)  # decides at each call, since adapters come and go
+        last = layer is decoder_layers(base)[-1]
+        layer.forward = FusedForward(layer, index, last=last)  # decides at each call, since adapters come and go
     if layers and not reasons:
         logger.info("Fused layers: %d of %d.", len(layers), len(layers))
     elif reasons:
@@ -45,6 +46,12 @@ def fused_layers(base: Any) -> list[FusedForward]:
     """Return what stands for the forward of each fused layer."""
     forwards = [layer.__dict__.get("forward") for layer in decoder_layers(base)]
     return [forward for forward in forwards if isinstance(forward, FusedForward)]
+
+
+def selects_rows(base: Any) -> bool:
+    """Return whether the last layer takes `output_rows`, the places whose states are wanted."""
+    fused = fused_layers(base)
+    return bool(fused) and fused[-1].last
 
 
 def decoder_layers(base: nn.Module) -> list[nn.Module]:

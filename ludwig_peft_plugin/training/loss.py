@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.forward import frozen_matrix, hidden_states, output_layer, target_logits
+from ludwig_peft_plugin.engine.forward import frozen_matrix, output_layer, target_logits, target_states
 from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy
 
 
@@ -47,7 +47,7 @@ def target_loss(model: Any, batch: MicroBatch) -> TargetLoss:
         loss_sum, losses = all_losses.sum(), all_losses.detach()
         hits = logits.detach().argmax(dim=-1) == batch.targets
     else:
-        states = hidden_states(model, batch)[batch.target_positions]
+        states = target_states(model, batch)
         weight = frozen_matrix(head, states.dtype)
         if weight is not None:
             loss_sum, losses, hits = fused_linear_cross_entropy(states, weight, batch.targets)

@@ -24,7 +24,7 @@ from ludwig_peft_plugin.adapters.methods.bottleneck import BottleneckAdapterConf
 from ludwig_peft_plugin.config.adapter_types import adapter_class
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
-from ludwig_peft_plugin.engine.forward import hidden_states
+from ludwig_peft_plugin.engine.forward import target_states
 from ludwig_peft_plugin.errors import AdapterError
 from ludwig_peft_plugin.model.row_scaled_loading import RowScaledConfig
 
@@ -223,12 +223,12 @@ def test_rows_without_padding_give_the_padded_states(tiny: Any, architecture: st
         cu_seqlens=torch.tensor([0, 7, 19, 23], dtype=torch.int32),
         max_length=12,
         targets=nothing,
-        target_positions=nothing,
+        target_positions=torch.arange(23),
         target_rows=nothing,
         tokens=23,
     )
     apart = torch.cat([model.base_model.model.model(input_ids=row[None]).last_hidden_state[0] for row in rows])
-    assert torch.allclose(hidden_states(model, batch), apart, atol=1e-4)
+    assert torch.allclose(target_states(model, batch), apart, atol=1e-4)
 
 
 def test_a_half_precision_base(tiny: Any) -> None:

@@ -134,3 +134,12 @@ def test_reports_how_full_batches_are(caplog):
     assert caplog.messages == [
         f"packing: 50 rows in {batcher.steps_per_epoch} batches of 64 tokens, {share:.1f}% filled"
     ]
+
+
+@pytest.mark.parametrize("name", ["tokens", "packing"])
+def test_the_room_of_a_run_is_what_its_largest_batch_needs(name):
+    batcher = TokenBatcher(ROWS, 1, seed=1, **GROUPINGS[name])
+    parts = [batcher.make(step).micro_batches[0] for step in range(batcher.steps_per_epoch)]
+    room = parts[0].room
+    assert room.targets == max(part.target_tokens for part in parts) > 0
+    assert room.sequences == max(len(part.rows) for part in parts)

@@ -21,7 +21,7 @@ from transformers import (
 
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.checkpoint import checkpointable_layers, enable_checkpointing
-from ludwig_peft_plugin.engine.forward import hidden_states, unwrapped
+from ludwig_peft_plugin.engine.forward import target_states, unwrapped
 from ludwig_peft_plugin.engine.fused.layer import FusedForward
 from ludwig_peft_plugin.engine.install import SWITCH
 from ludwig_peft_plugin.engine.replay import draws_random_numbers
@@ -201,12 +201,12 @@ def test_only_the_inputs_of_layers_are_kept():
     size = 63 * HIDDEN * 4
 
     def kept(model: torch.nn.Module) -> tuple[list[torch.Size], int]:
-        hidden_states(model, part)
+        target_states(model, part)
         gc.collect()
         before = {id(tensor) for tensor in tensors()}
         saved: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda x: x):
-            states = hidden_states(model, part)
+            states = target_states(model, part)
         gc.collect()
         alive = [tensor for tensor in tensors() if id(tensor) not in before]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*alive, *saved)}

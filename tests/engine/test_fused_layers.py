@@ -4,121 +4,12 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from fused_models import ADAPTERS, FAMILIES, adapted, assert_equal, batch, build, four_bit, loss_and_gradients
 
-from ludwig_peft_plugin.data.batches import MicroBatch
-from ludwig_peft_plugin.engine.fused.layer import FusedForward, obstacle
+from ludwig_peft_plugin.engine.fused.layer import obstacle
 from ludwig_peft_plugin.engine.install import SWITCH, decoder_layers
 from ludwig_peft_plugin.model.float8 import Float8Linear
 from ludwig_peft_plugin.training.loss import target_loss
-
-ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPE = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "llama with biases": (LlamaForCausalLM, LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
-    "mistral with a window": (MistralForCausalLM, MistralConfig, {"sliding_window": 5}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-}
-ADAPTERS = {
-    "lora": {},
-    "lora of two layers": {"target_modules": ["q_proj", "down_proj"]},
-    "rslora with ranks by layer": {"use_rslora": True, "rank_pattern": {"v_proj": 7, "up_proj": 3}},
-    "dora": {"use_dora": True},
-}
-
-
-def build(family: str = "llama") -> torch.nn.Module:
-    torch.manual_seed(0)
-    model, config, extra = FAMILIES[family]
-    base = model(config(**SHAPE, **extra))
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            if name.endswith(("bias", "norm.weight", "layernorm.weight")):
-                parameter.add_(torch.randn_like(parameter) * 0.3)  # at their initial 0 and 1 they would hide mistakes
-    return base
-
-
-def adapted(base: torch.nn.Module, **options: object) -> torch.nn.Module:
-    torch.manual_seed(1)
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": ALL, "init_lora_weights": False, **options}
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude" in name:
-                parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
-            elif "lora_" in name:
-                parameter.mul_(2)
-    return model
-
-
-def batch(lengths: tuple[int, ...] = (7, 19, 4, 12)) -> MicroBatch:
-    import numpy as np
-
-    generator = torch.Generator().manual_seed(2)
-    offsets = [0]
-    for length in lengths:
-        offsets.append(offsets[-1] + length)
-    input_ids = torch.randint(0, SHAPE["vocab_size"], (offsets[-1],), generator=generator)
-    owners = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    places = torch.arange(offsets[-1])
-    predicted = places[1:][owners[1:] == owners[:-1]]
-    return MicroBatch(
-        rows=np.arange(len(lengths)),
-        input_ids=input_ids,
-        position_ids=places - torch.tensor(offsets)[owners],
-        cu_seqlens=torch.tensor(offsets, dtype=torch.int32),
-        max_length=max(lengths),
-        targets=input_ids[predicted],
-        target_positions=predicted - 1,
-        target_rows=owners[predicted],
-        tokens=offsets[-1],
-    )
-
-
-def loss_and_gradients(model: torch.nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    result = target_loss(model, batch())
-    (result.loss_sum / 7).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-    return float(result.loss_sum.detach()), gradients
-
-
-def assert_equal(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, tolerance: float = 1e-3) -> None:
-    """Compare fused and plain layers of the same model; the adapter must matter, or equality would be trivial."""
-    monkeypatch.setenv(SWITCH, "0")
-    plain_model = copy.deepcopy(model)
-    plain_loss, plain = loss_and_gradients(plain_model)
-    assert not any(isinstance(getattr(layer, "forward", None), FusedForward) for layer in decoder_layers(plain_model))
-    monkeypatch.setenv(SWITCH, "1")
-    fused_loss, fused = loss_and_gradients(model)
-    layers = decoder_layers(model)
-    assert layers
-    assert all(isinstance(layer.forward, FusedForward) and layer.forward._parts is not None for layer in layers)
-    assert fused_loss == pytest.approx(plain_loss, rel=2e-5)
-    assert fused.keys() == plain.keys()
-    for name, gradient in plain.items():
-        assert gradient.norm() > 0, name
-        assert (fused[name] - gradient).norm() / gradient.norm() < tolerance, name
-    with plain_model.disable_adapter(), torch.no_grad():
-        assert float(target_loss(plain_model, batch()).loss_sum) != pytest.approx(plain_loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,18 +34,7 @@ def test_gradient_checkpointing(adapter, monkeypatch):
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("double", [False, True])
 def test_four_bit_base(adapter, double, monkeypatch, tmp_path):
-    build().save_pretrained(tmp_path)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.float32,
-        bnb_4bit_use_double_quant=double,
-    )
-    base = LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=quantization, dtype=torch.float32)
-    for module in base.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    base.requires_grad_(False)
+    base = four_bit(tmp_path, double=double)
     assert_equal(adapted(base, **ADAPTERS[adapter]), monkeypatch)
 
 

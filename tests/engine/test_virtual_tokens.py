@@ -26,7 +26,7 @@ from transformers import (
 
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.checkpoint import enable_checkpointing
-from ludwig_peft_plugin.engine.forward import hidden_states, target_logits, unwrapped
+from ludwig_peft_plugin.engine.forward import target_logits, target_states, unwrapped
 from ludwig_peft_plugin.engine.install import SWITCH
 from ludwig_peft_plugin.engine.transformers_attention import supports_padding_free
 from ludwig_peft_plugin.engine.virtual_tokens import needs_tasks, virtual_tokens
@@ -148,7 +148,7 @@ def assert_same(model: nn.Module, part: MicroBatch, tolerance: float = 2e-5) -> 
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=tolerance * float(gradient.abs().max()))
     with torch.no_grad():
         torch.testing.assert_close(target_logits(model, part), logits, rtol=1e-4, atol=1e-4)
-        assert hidden_states(model, part).shape[0] == len(part.input_ids)
+        assert target_states(model, part).shape[0] == len(part.targets)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

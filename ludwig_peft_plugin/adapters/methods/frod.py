@@ -31,7 +31,7 @@ class FrodConfig(PeftMethod):
 
     paper: ClassVar[str] = "FRoD 2026, https://doi.org/10.1609/aaai.v40i31.39813"
     good_for: ClassVar[str] = "full-rank changes from few numbers, where memory is no concern"
-    learning_rate: ClassVar[float | None] = 5e-3
+    learning_rate: ClassVar[float | None] = 1e-3
     quantized_base: ClassVar[bool] = False
     quantized_reason: ClassVar[str] = "it keeps a factor of every weight in full precision, so quantising saves nothing"
     peft_type: ClassVar[str] = "FROD"

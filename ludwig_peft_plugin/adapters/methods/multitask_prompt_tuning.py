@@ -37,7 +37,7 @@ class MultitaskPromptTuningConfig(SoftPrompt):
 
     paper: ClassVar[str] = "Wang et al. 2023, https://arxiv.org/abs/2303.02861"
     good_for: ClassVar[str] = "several related tasks in one dataset, or a new task after them"
-    learning_rate: ClassVar[float | None] = 1e-2
+    learning_rate: ClassVar[float | None] = 3e-2
 
     several: ClassVar[bool] = False
 

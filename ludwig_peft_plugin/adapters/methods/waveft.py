@@ -42,7 +42,7 @@ class WaveFTConfig(PeftMethod):
 
     paper: ClassVar[str] = "Bilican et al. 2025, https://arxiv.org/abs/2505.12532"
     good_for: ClassVar[str] = "small files, with updates that are local in the weight"
-    learning_rate: ClassVar[float | None] = 1e-3
+    learning_rate: ClassVar[float | None] = 1e-4
     peft_type: ClassVar[str] = "WAVEFT"
     title: ClassVar[str] = "WaveFT"
     summary: ClassVar[str] = "Trains a few wavelet coefficients of each weight's update, at places drawn once."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ludwig_peft_plugin.engine.attention import rotated_attention, takes_short_kernel, varlen_attention
 from ludwig_peft_plugin.engine.frozen import frozen_linear
@@ -19,6 +22,7 @@ from ludwig_peft_plugin.engine.fused.blocks import (
     QueryKeyValue,
 )
 from ludwig_peft_plugin.engine.fused.group import Adapter, LinearGroup, Member, refresh
+from ludwig_peft_plugin.engine.fused.rows import select_rows
 from ludwig_peft_plugin.engine.replay import recomputed_layer
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
@@ -50,19 +54,30 @@ class FusedForward:
     An instance, not a closure, so that a deep copy of the model gets forwards of its own layers.
     """
 
-    def __init__(self, layer: nn.Module, index: int) -> None:
+    def __init__(self, layer: nn.Module, index: int, *, last: bool = False) -> None:
         self.layer = layer
         self.index = index
+        self.last = last
         self._parts: _Parts | None = None
 
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        boundaries = kwargs.get("cu_seq_lens_q")
-        if args or boundaries is None or kwargs.get("past_key_values") is not None:
-            return type(self.layer).forward(self.layer, hidden_states, *args, **kwargs)
-        try:
-            parts = self._current_parts(hidden_states.dtype)
-        except CannotFuse:
-            return type(self.layer).forward(self.layer, hidden_states, **kwargs)
+    def __call__(self, hidden_states: Tensor, *args: Any, output_rows: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Run the layer.
+
+        Args:
+            hidden_states: shape (1, T, H) for a flat row, else (B, L, H).
+            args: what transformers passes on.
+            output_rows: places in the flat row, (M,), each once; the last layer returns these alone, (1, M, H).
+            kwargs: what transformers passes on.
+        """
+        rows = output_rows if self.last else None
+        boundaries: Tensor | None = kwargs.get("cu_seq_lens_q")
+        parts = None
+        if boundaries is not None and not args and kwargs.get("past_key_values") is None:
+            with suppress(CannotFuse):
+                parts = self._current_parts(hidden_states.dtype)
+        if parts is None or boundaries is None:
+            states: Tensor = type(self.layer).forward(self.layer, hidden_states, *args, **kwargs)
+            return states if rows is None else states[:, rows]
         attention: Any = self.layer.self_attn
         training = self.layer.training
         cos, sin = (angles[0] for angles in kwargs["position_embeddings"])
@@ -75,11 +90,14 @@ class FusedForward:
         else:
             q, k, v, x = QueryKeyValue.apply(x, cos, sin, parts.attention, training, *group.parameters)
             mixed = varlen_attention(q, k, v, boundaries, longest, attention.scaling, window)
-        x = OutputProjection.apply(mixed.flatten(1), x, parts.output, training, *parts.output.parameters)
+        mixed = mixed.flatten(1)
+        if rows is not None:
+            mixed, x = select_rows(mixed, rows), select_rows(x, rows)
+        x = OutputProjection.apply(mixed, x, parts.output, training, *parts.output.parameters)
         block = parts.feed_forward
         read = recomputed_layer() is not self.layer  # a layer that is run again for its gradients needs no output
         x = GatedFeedForward.apply(x, block, training, read, *block.gate_up.parameters, *block.down.parameters)
-        return x.view_as(hidden_states)
+        return x[None] if rows is not None else x.view_as(hidden_states)
 
     def signature(self) -> tuple[Any, ...]:
         """Return what tells one state of the layer's adapters from another."""
@@ -111,6 +129,7 @@ class FusedForward:
             for group in self._parts.groups:
                 group.allocate(dtype)
             refresh(self._parts.groups)
+            self._parts.signature = _signature(self.layer, dtype)  # weights that were put together have moved
         return self._parts
 
 
@@ -133,12 +152,23 @@ def _signature(layer: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
     """Return what, when it changes, makes parts found before wrong."""
     found: list[Any] = [dtype, torch.is_autocast_enabled("cuda")]
     for part in (*_linears(layer), layer.input_layernorm, layer.post_attention_layernorm):
-        found.append(id(part))
+        found += [id(part), *_places(part)]
         if hasattr(part, "active_adapters"):
             found += [part.disable_adapters, bool(part.merged_adapters), tuple(part.active_adapters)]
         elif part is not None:
             found += [parameter is not None and parameter.requires_grad for parameter in part._parameters.values()]
     return tuple(found)
+
+
+def _places(linear: Any) -> Iterator[int]:
+    """Yield where the weights of a layer, without its adapters, lie and how much memory they share with others.
+
+    Weights that are moved after they were put together (stack.py) may come to lie in the same places, but apart.
+    """
+    base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
+    for parameter in () if base is None else base._parameters.values():
+        if parameter is not None and not is_traceable_wrapper_subclass(parameter):
+            yield from (parameter.data_ptr(), parameter.untyped_storage().nbytes())
 
 
 def _parts(layer: Any, dtype: torch.dtype, signature: tuple[Any, ...], index: int = 0) -> _Parts:
