@@ -45,24 +45,17 @@ def rms_norm_backward(x: Tensor, weight: Tensor, eps: float, grads: list[Tensor]
     return reference_rms_norm_backward(x, weight, eps, grads, residual)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False, result: Tensor | None = None) -> Tensor:
-    """Return x, shape (T, heads, d), rotated by the angles of `cos` and `sin`, shape (T, d), or back by them.
-
-    With a `result` of that shape, x itself or apart from it, whose rows are dense, it is written there.
-    """
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tensor:
+    """Return x, shape (T, heads, d), rotated by the angles of `cos` and `sin`, shape (T, d), or back by them."""
     if x.is_cuda:
         from ludwig_peft_plugin.engine.kernels.rope import rotate as kernel
 
-        return kernel(x, cos, sin, inverse, result)
-    rotated = reference_rotate(x, cos, sin, inverse)
-    return rotated if result is None else result.copy_(rotated)
+        return kernel(x, cos, sin, inverse)
+    return reference_rotate(x, cos, sin, inverse)
 
 
 def swiglu(gate: Tensor, up: Tensor, gate_plus: LowRank = None, up_plus: LowRank = None) -> Tensor:
-    """Return silu(gate) * up, shape (T, F), each with a low-rank product added first where one is given.
-
-    Here and in the backward passes gate and up may be columns of a wider matrix.
-    """
+    """Return silu(gate) * up, shape (T, F), each with a low-rank product added first where one is given."""
     if gate.is_cuda:
         from ludwig_peft_plugin.engine.kernels.swiglu import swiglu as kernel
 

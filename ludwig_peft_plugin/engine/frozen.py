@@ -55,21 +55,11 @@ class FourBitLinear(DenseLinear):
     """A bitsandbytes NF4 or FP4 weight, dequantised once in the forward and once in the backward pass."""
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        return self._dequantized(None)
-
-    def write_weight(self, rows: Tensor) -> None:
-        """Dequantise W into `rows`, contiguous, shape (out, in), in the dtype of the computation."""
-        dense = self._dequantized(rows)
-        if dense is not rows:
-            rows.copy_(dense)
-
-    def _dequantized(self, result: Tensor | None) -> Tensor:
-        """Return W, in the memory of `result` where there is a kernel that writes there."""
         weight: Any = self.layer.weight
         if weight.is_cuda:
             from ludwig_peft_plugin.engine.kernels.nf4 import dequantize
 
-            return dequantize(weight.data, weight.quant_state, result)
+            return dequantize(weight.data, weight.quant_state)
         import bitsandbytes.functional as bnb
 
         dense: Tensor = bnb.dequantize_4bit(weight.data, weight.quant_state)

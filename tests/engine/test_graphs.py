@@ -101,3 +101,18 @@ def test_graphs_end_with_the_adapter_they_were_made_for(monkeypatch):
         runs()
     assert not graphs.is_valid, "the layers have found their memory anew"
     assert GraphedBackbone(base, base.model).is_valid
+
+
+def test_graphs_end_with_the_weights_they_read(monkeypatch):
+    """PEFT's careful merge puts new weights in the place of those that the graphs read."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **shape)).requires_grad_(False)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    part = replace(batch([5, 9]), target_positions=torch.tensor([3]))
+    target_logits(model, part)
+    graphs = GraphedBackbone(base, base.model)
+    assert graphs.is_valid
+    model.merge_adapter(safe_merge=True)
+    model.unmerge_adapter()
+    assert not graphs.is_valid

@@ -11,14 +11,12 @@ activation are computed again, for a few passes over memory instead of half as m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.columns import empty_columns
 from ludwig_peft_plugin.engine.elementwise import (
     add_,
     rms_norm,
@@ -77,7 +75,7 @@ class QueryKeyValue(torch.autograd.Function):
         outputs, kept = part.group.forward(normed, training=training)
         q, k, v = (output.view(len(x), -1, part.head_size) for output in outputs)
         if cos is not None and sin is not None:
-            q, k = rotate(q, cos, sin, result=q), rotate(k, cos, sin, result=k)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         ctx.part = part
         _keep(ctx, kept, x, scales, cos, sin, *((q, k, v) if part.group.uses_dora else ()))
         return q, k, v, x.view_as(x)
@@ -86,10 +84,18 @@ class QueryKeyValue(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         part: AttentionInput = ctx.part
         kept, (x, scales, cos, sin, *outputs) = _kept(ctx)
-        of_outputs = _unrotated(grads[:3], cos, sin, together=part.group.stack is not None)
-        plain = _unrotated(outputs, cos, sin, together=False) if outputs else None
+        tokens = len(x)
+
+        def unrotated(heads: Tensor) -> Tensor:
+            return heads.reshape(tokens, -1) if cos is None else rotate(heads, cos, sin, inverse=True).view(tokens, -1)
+
+        of_q, of_k, of_v = unrotated(grads[0]), unrotated(grads[1]), grads[2].reshape(tokens, -1)
+        plain = None
+        if outputs:
+            q, k, v = outputs
+            plain = [unrotated(q), unrotated(k), v.view(tokens, -1)]
         needed = ctx.needs_input_grad[0]
-        of_norm, grad_h, others = part.group.input_gradient(kept, of_outputs, plain, needed=needed)
+        of_norm, grad_h, others = part.group.input_gradient(kept, [of_q, of_k, of_v], plain, needed=needed)
         of_parameters = _adapter_gradients(part.group, part.norm, x, scales, kept, grad_h, others)
         of_x = rms_norm_backward(x, part.norm.weight, part.norm.eps, of_norm, grads[3]) if of_norm else None
         return (of_x, None, None, None, None, *of_parameters)
@@ -169,29 +175,6 @@ class GatedFeedForward(torch.autograd.Function):
         of_gate_up = _adapter_gradients(part.gate_up, part.norm, x, scales, kept, grad_h, others)
         of_x = rms_norm_backward(x, part.norm.weight, part.norm.eps, of_norm, grad) if of_norm else None
         return (of_x, None, None, None, *of_gate_up, *of_down)
-
-
-def _unrotated(heads: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None, *, together: bool) -> list[Tensor]:
-    """Return queries, keys (T, heads, d), both rotated back if there are angles, and values as (T, heads * d).
-
-    Args:
-        heads: queries, keys and values, or their gradients.
-        cos: as in the forward pass.
-        sin: likewise.
-        together: whether the results of a rotation are to be columns of one matrix.
-    """
-    tokens = len(heads[0])
-    if cos is None or sin is None:
-        return [part.reshape(tokens, -1) for part in heads]
-    q, k, v = heads
-    if not together:
-        turned = [rotate(part, cos, sin, inverse=True).view(tokens, -1) for part in (q, k)]
-        return [*turned, v.reshape(tokens, -1)]
-    columns = empty_columns(heads)
-    for part, column in zip((q, k), columns, strict=False):
-        rotate(part, cos, sin, inverse=True, result=column)
-    columns[2].copy_(v)
-    return [column.flatten(1) for column in columns]
 
 
 def _adapter_gradients(

@@ -9,10 +9,8 @@ r"""Linear layers that read the same input, with LoRA or DoRA: what one forward 
 LoRA (Hu et al. 2021, arXiv:2106.09685) has c = 1. DoRA (Liu et al. 2024, arXiv:2402.09353) has
 c = m / ||W + s B A||_row, the norm taken as a constant, and dm = \sum_t g_t \odot (y_t - b) / m.
 
-The A of all layers are one matrix, so x is read once for all of them. So are the W of plain and of 4-bit layers without
-DoRA (stack.py), whose outputs are columns of one matrix then (adapted_stack.py).
-
-Adapter weights are float32; products are in the dtype of x, gradients of adapter weights come out in float32.
+The A of all layers are one matrix, so x is read once for all of them. Adapter weights are float32; products are in the
+dtype of x, gradients of adapter weights come out in float32.
 """
 
 from __future__ import annotations
@@ -25,10 +23,6 @@ from torch import Tensor
 from ludwig_peft_plugin.engine.dropout import dropout
 from ludwig_peft_plugin.engine.elementwise import LowRank, scale_columns_, scaled_gradient
 from ludwig_peft_plugin.engine.frozen import FrozenLinear
-from ludwig_peft_plugin.engine.fused.adapted_stack import AdaptedStack
-from ludwig_peft_plugin.engine.fused.dora import dora_scale
-from ludwig_peft_plugin.engine.fused.products import product_fp32
-from ludwig_peft_plugin.engine.fused.stack import stacked
 
 
 @dataclass
@@ -94,7 +88,6 @@ class LinearGroup:
         self.adapters = [member.adapter for member in members if member.adapter is not None]
         self.a: Tensor | None = None  # all A below one another, (sum of ranks, in), in the dtype of the computation
         self.b: list[Tensor] = []  # each adapter's s B, (out, r), likewise
-        self.stack: AdaptedStack | None = None  # the layers as one
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -109,23 +102,15 @@ class LinearGroup:
         """Whether the backward pass needs the outputs."""
         return any(adapter.magnitude is not None for adapter in self.adapters)
 
-    @torch.inference_mode(False)  # what it makes and moves is used in training too
     def allocate(self, dtype: torch.dtype) -> None:
-        """Put frozen weights together and make room for the adapters in `dtype`; `refresh` fills it."""
-        apart = self.uses_dora  # which scales each output by itself
-        frozen = None if apart else stacked([member.frozen for member in self.members], dtype)
+        """Make room for the adapters in the dtype of the computation; `refresh` fills it."""
         if self.adapters:
             first = self.adapters[0].a
             self.a = first.new_empty((sum(adapter.rank for adapter in self.adapters), first.shape[1]), dtype=dtype)
-        if frozen is None:
             self.b = [torch.empty_like(adapter.b, dtype=dtype, requires_grad=False) for adapter in self.adapters]
-        else:
-            ranks = [None if member.adapter is None else member.adapter.rank for member in self.members]
-            self.stack = AdaptedStack(frozen, ranks, [adapter.scaling for adapter in self.adapters], dtype)
-            self.b = self.stack.b
 
     def forward(self, x: Tensor, *, training: bool, add: bool = True) -> tuple[list[Tensor], Kept]:
-        """Return each layer's output (T, out_i) for x (T, in); of stacked layers, columns of one matrix.
+        """Return each layer's output (T, out_i) for x (T, in).
 
         Args:
             x: the common input.
@@ -133,9 +118,6 @@ class LinearGroup:
             add: False leaves LoRA's share to the caller (`Kept.plus`), who adds it while reading the outputs anyway.
         """
         kept = self._shrunk(x, training, added=add or self.uses_dora)
-        if self.stack is not None:
-            self._keep_b(kept)
-            return self.stack.forward(x, kept.h if kept.added else None), kept
         prepared = self.members[0].frozen.prepare(x)
         outputs = [member.frozen.forward(prepared) for member in self.members]
         start, rounded = 0, iter(self.b)
@@ -159,14 +141,10 @@ class LinearGroup:
 
     def keep(self, x: Tensor, *, training: bool) -> Kept:
         """Return what `forward` keeps, without making the outputs; for LoRA."""
-        kept = self._shrunk(x, training, added=False)
-        self._keep_b(kept)
-        return kept
-
-    def _keep_b(self, kept: Kept) -> None:
-        rounded = iter(self.b)
+        kept, rounded = self._shrunk(x, training, added=False), iter(self.b)
         kept.b = [None if member.adapter is None else next(rounded) for member in self.members]
         kept.scales = [None] * len(self.members)
+        return kept
 
     def _shrunk(self, x: Tensor, training: bool, *, added: bool) -> Kept:
         kept = Kept(added=added)
@@ -198,14 +176,9 @@ class LinearGroup:
             add: False leaves the adapters' share of the gradient of x to the caller (`Kept.plus_input_gradient`).
             of_b: g_i^T h_i of every layer, each (out_i, r_i) in float32, where the caller has them already; for LoRA.
         """
-        if self.stack is not None:
-            total, grad_h, of_parameters = self.stack.gradients(kept.h, grads, of_b, needed=needed)
-            if total is not None and add and grad_h is not None:
-                self._add_adapter_input_gradient_(total, grad_h, kept)
-            return [] if total is None else [total], grad_h, of_parameters
         parts: list[Tensor] = []
         grad_h = torch.empty_like(kept.h) if kept.h is not None else None
-        of_parameters = []
+        of_parameters: list[Tensor] = []
         start = 0
         for index, (member, grad) in enumerate(zip(self.members, grads, strict=True)):
             adapter, b, scale = member.adapter, kept.b[index], kept.scales[index]
@@ -277,11 +250,20 @@ class LinearGroup:
 
     @staticmethod
     def _dora_scale(member: Member, adapter: Adapter, dtype: torch.dtype) -> Tensor:
+        r"""Return c = m / ||W + s B A||, shape (out,), float32.
+
+        ||w_i + s b_i A||^2 = ||w_i||^2 + 2 s b_i . (A w_i) + s^2 b_i (A A^T) b_i^T, so W is read once and no matrix of
+        its size is made. The norm is rounded to the base's dtype, as PEFT does, so that c starts at exactly 1.
+        """
         assert adapter.magnitude is not None
         weight = member.frozen.weight(dtype)
         if member.squared_norms is None:
             member.squared_norms = weight.float().square().sum(dim=1)
-        return dora_scale(weight, member.squared_norms, adapter.a, adapter.b, adapter.scaling, adapter.magnitude)
+        a, b, s = adapter.a.float(), adapter.b.float(), adapter.scaling
+        crossed = product_fp32(weight, a.to(weight.dtype).T)
+        squares = member.squared_norms + 2 * s * (crossed * b).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
+        norms = squares.clamp_min(0).sqrt().to(weight.dtype)
+        return adapter.magnitude.float() / norms.float()
 
 
 @torch.no_grad()
@@ -297,3 +279,10 @@ def refresh(groups: list[LinearGroup]) -> None:
         rounded += group.a.split([adapter.rank for adapter in group.adapters])
     scaled = torch._foreach_mul([adapter.b for adapter in adapters], [adapter.scaling for adapter in adapters])
     torch._foreach_copy_(rounded, [*scaled, *(adapter.a for adapter in adapters)])
+
+
+def product_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in float32; 16-bit inputs are summed in float32 and not rounded in between."""
+    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()

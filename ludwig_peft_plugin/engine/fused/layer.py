@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +128,6 @@ class FusedForward:
             for group in self._parts.groups:
                 group.allocate(dtype)
             refresh(self._parts.groups)
-            self._parts.signature = _signature(self.layer, dtype)  # weights that were put together have moved
         return self._parts
 
 
@@ -160,15 +158,11 @@ def _signature(layer: Any, dtype: torch.dtype | None) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _places(linear: Any) -> Iterator[int]:
-    """Yield where the weights of a layer, without its adapters, lie and how much memory they share with others.
-
-    Weights that are moved after they were put together (stack.py) may come to lie in the same places, but apart.
-    """
+def _places(linear: Any) -> list[int]:
+    """Return where the weights of a layer, without its adapters, lie: merging may put others in their place."""
     base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
-    for parameter in () if base is None else base._parameters.values():
-        if parameter is not None and not is_traceable_wrapper_subclass(parameter):
-            yield from (parameter.data_ptr(), parameter.untyped_storage().nbytes())
+    found = [] if base is None else base._parameters.values()
+    return [weight.data_ptr() for weight in found if weight is not None and not is_traceable_wrapper_subclass(weight)]
 
 
 def _parts(layer: Any, dtype: torch.dtype, signature: tuple[Any, ...], index: int = 0) -> _Parts:

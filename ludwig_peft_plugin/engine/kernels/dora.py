@@ -21,7 +21,7 @@ def _scale_(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    values = tile_plus(y, left, ls, right, rr, rc, rows, columns, row_count, WIDTH, RANK, RANK_BLOCK, WIDTH)
+    values = tile_plus(y, left, ls, right, rr, rc, rows, columns, row_count, WIDTH, RANK, RANK_BLOCK)
     values *= tl.load(scale + columns, mask=columns < WIDTH, other=0.0)[None, :]
     if HAS_BIAS:
         values += tl.load(bias + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]

@@ -26,15 +26,13 @@ def tile_plus(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     RANK: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr,
 ):
     """Return base[rows, columns] + (left[rows] right[columns]^T) in float32; a RANK of 0 adds nothing.
 
-    Rows of `base` lie STRIDE numbers apart. `right` is addressed by strides, so that it may lie as (columns, rank) or
-    as (rank, columns).
+    `right` is addressed by strides, so that it may lie as (columns, rank) or as (rank, columns).
     """
     inside = (rows[:, None] < row_count) & (columns[None, :] < WIDTH)
-    values = tl.load(base + rows[:, None].to(tl.int64) * STRIDE + columns[None, :], mask=inside, other=0.0)
+    values = tl.load(base + rows[:, None].to(tl.int64) * WIDTH + columns[None, :], mask=inside, other=0.0)
     values = values.to(tl.float32)
     if RANK > 0:
         ranks = tl.arange(0, RANK_BLOCK)
@@ -56,7 +54,7 @@ def _add_(  # type: ignore[no-untyped-def]
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows[:, None] < row_count) & (columns[None, :] < WIDTH)
     place = rows[:, None].to(tl.int64) * WIDTH + columns[None, :]
-    values = tile_plus(y, left, ls, right, rr, rc, rows, columns, row_count, WIDTH, RANK, RANK_BLOCK, WIDTH)
+    values = tile_plus(y, left, ls, right, rr, rc, rows, columns, row_count, WIDTH, RANK, RANK_BLOCK)
     values += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + place, values.to(y.dtype.element_ty), mask=inside)
 

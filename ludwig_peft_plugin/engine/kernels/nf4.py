@@ -40,13 +40,9 @@ def _dequantize(  # type: ignore[no-untyped-def]
     tl.store(result + wide, both, mask=wide < 2 * count)
 
 
-def dequantize(packed: Tensor, state: Any, result: Tensor | None = None) -> Tensor:
-    """Return the weight, in its shape and the dtype it had, of packed bytes and their bitsandbytes `QuantState`.
-
-    With a contiguous `result` of that shape it is written there.
-    """
-    if result is None:
-        result = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
+def dequantize(packed: Tensor, state: Any) -> Tensor:
+    """Return the weight, in its shape and the dtype it had, of packed bytes and their bitsandbytes `QuantState`."""
+    result = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     nested = state.nested
     inner = state.state2 if nested else state
     count = packed.numel()

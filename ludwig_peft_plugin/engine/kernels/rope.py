@@ -35,16 +35,12 @@ def _rotate(  # type: ignore[no-untyped-def]
     tl.store(result + HALF, (second * c + first * s).to(result.dtype.element_ty), mask=inside)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, result: Tensor | None = None) -> Tensor:
-    """Return the rotated heads, shape (T, heads, d): in `result`, which may be x and has dense rows, or contiguous."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    """Return the rotated heads, shape (T, heads, d), contiguous."""
     tokens, heads, size = x.shape
-    if x.stride()[1:] != (size, 1):
-        x = x.contiguous()
-    if result is None:
-        result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = min(2048, triton.next_power_of_2(heads * size // 2))
     grid = (tokens, triton.cdiv(heads * size // 2, block))
     direction = -1.0 if inverse else 1.0
-    strides = x.stride(0), result.stride(0)
-    _rotate[grid](x, strides[0], result, strides[1], cos, sin, direction, heads, size // 2, block, num_warps=4)
+    _rotate[grid](x, x.stride(0), result, heads * size, cos, sin, direction, heads, size // 2, block, num_warps=4)
     return result

@@ -21,8 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.columns import are_columns, empty_columns
-
 LOG2_E = 1.4426950408889634
 
 QUERY_ROWS = 64
@@ -92,9 +90,9 @@ def _forward(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, out, normalizer, boundaries, sequences, FACTOR: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
-    Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
 ):  # fmt: skip
     SIZE: tl.constexpr = 2 * HALF
+    KV_HEADS: tl.constexpr = HEADS // SHARE
     kv_head = tl.program_id(1)
     start, length, first = _tile_of(boundaries, sequences, tl.program_id(0), TOKENS, SEQUENCES)
     if first < length:
@@ -103,8 +101,7 @@ def _forward(  # type: ignore[no-untyped-def]
         tokens, slots = first + rows // SLOTS, rows % SLOTS
         real = (tokens < length) & (slots < SHARE)
         heads = (start + tokens).to(tl.int64) * HEADS + kv_head * SHARE + slots
-        queries = (start + tokens).to(tl.int64) * Q_ROW + (kv_head * SHARE + slots) * SIZE
-        q1, q2 = _halves(q, queries, half, real)
+        q1, q2 = _halves(q, heads * SIZE, half, real)
         q1, q2 = _turned(q1, q2, cos, sin, start + tokens, half, real, ROTATE)
         total = tl.zeros([TOKENS * SLOTS, SIZE], tl.float32)
         highest = tl.full([TOKENS * SLOTS], -1.0e30, tl.float32)
@@ -112,10 +109,9 @@ def _forward(  # type: ignore[no-untyped-def]
         for begin in range(0, tl.minimum(first + TOKENS, length), KEYS):
             others = begin + keys
             there = others < length
-            row = (start + others).to(tl.int64)
-            k1, k2 = _halves(k, row * K_ROW + kv_head * SIZE, half, there)
+            places = ((start + others).to(tl.int64) * KV_HEADS + kv_head) * SIZE
+            k1, k2 = _halves(k, places, half, there)
             k1, k2 = _turned(k1, k2, cos, sin, start + others, half, there, ROTATE)
-            places = row * V_ROW + kv_head * SIZE
             values = tl.load(v + places[:, None] + whole[None, :], mask=there[:, None], other=0.0)
             scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
             scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * FACTOR
@@ -138,9 +134,9 @@ def _of_queries(  # type: ignore[no-untyped-def]
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
-    Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
 ):  # fmt: skip
     SIZE: tl.constexpr = 2 * HALF
+    KV_HEADS: tl.constexpr = HEADS // SHARE
     kv_head = tl.program_id(1)
     start, length, first = _tile_of(boundaries, sequences, tl.program_id(0), TOKENS, SEQUENCES)
     if first < length:
@@ -149,24 +145,22 @@ def _of_queries(  # type: ignore[no-untyped-def]
         tokens, slots = first + rows // SLOTS, rows % SLOTS
         real = (tokens < length) & (slots < SHARE)
         heads = (start + tokens).to(tl.int64) * HEADS + kv_head * SHARE + slots
-        queries = (start + tokens).to(tl.int64) * Q_ROW + (kv_head * SHARE + slots) * SIZE
         place = heads[:, None] * SIZE + whole[None, :]
         grads = tl.load(grad + place, mask=real[:, None], other=0.0)
         outs = tl.load(out + place, mask=real[:, None], other=0.0)
         deltas = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), axis=1)
         tl.store(delta + heads, deltas, mask=real)
         normalizers = tl.load(normalizer + heads, mask=real, other=0.0)
-        q1, q2 = _halves(q, queries, half, real)
+        q1, q2 = _halves(q, heads * SIZE, half, real)
         q1, q2 = _turned(q1, q2, cos, sin, start + tokens, half, real, ROTATE)
         of_1 = tl.zeros([TOKENS * SLOTS, HALF], tl.float32)
         of_2 = tl.zeros([TOKENS * SLOTS, HALF], tl.float32)
         for begin in range(0, tl.minimum(first + TOKENS, length), KEYS):
             others = begin + keys
             there = others < length
-            row = (start + others).to(tl.int64)
-            k1, k2 = _halves(k, row * K_ROW + kv_head * SIZE, half, there)
+            places = ((start + others).to(tl.int64) * KV_HEADS + kv_head) * SIZE
+            k1, k2 = _halves(k, places, half, there)
             k1, k2 = _turned(k1, k2, cos, sin, start + others, half, there, ROTATE)
-            places = row * V_ROW + kv_head * SIZE
             values = tl.load(v + places[:, None] + whole[None, :], mask=there[:, None], other=0.0)
             scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
             scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * FACTOR
@@ -177,7 +171,7 @@ def _of_queries(  # type: ignore[no-untyped-def]
             of_1 = tl.dot(of_scores, k1, of_1, input_precision="ieee")
             of_2 = tl.dot(of_scores, k2, of_2, input_precision="ieee")
         at = start + tokens
-        _store_turned_back(of_q, queries, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, real, ROTATE)
+        _store_turned_back(of_q, heads * SIZE, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, real, ROTATE)
 
 
 @triton.jit
@@ -186,9 +180,9 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
-    Q_ROW: tl.constexpr, K_ROW: tl.constexpr, V_ROW: tl.constexpr,
 ):  # fmt: skip
     SIZE: tl.constexpr = 2 * HALF
+    KV_HEADS: tl.constexpr = HEADS // SHARE
     kv_head = tl.program_id(1)
     start, length, first = _tile_of(boundaries, sequences, tl.program_id(0), KEYS, SEQUENCES)
     if first < length:
@@ -197,9 +191,8 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
         slots = rows % SLOTS
         keys = first + tl.arange(0, KEYS)
         there = keys < length
-        row = (start + keys).to(tl.int64)
-        k_places, places = row * K_ROW + kv_head * SIZE, row * V_ROW + kv_head * SIZE
-        k1, k2 = _halves(k, k_places, half, there)
+        places = ((start + keys).to(tl.int64) * KV_HEADS + kv_head) * SIZE
+        k1, k2 = _halves(k, places, half, there)
         k1, k2 = _turned(k1, k2, cos, sin, start + keys, half, there, ROTATE)
         values = tl.load(v + places[:, None] + whole[None, :], mask=there[:, None], other=0.0)
         of_1 = tl.zeros([KEYS, HALF], tl.float32)
@@ -209,8 +202,7 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
             tokens = begin + rows // SLOTS
             real = (tokens < length) & (slots < SHARE)
             heads = (start + tokens).to(tl.int64) * HEADS + kv_head * SHARE + slots
-            queries = (start + tokens).to(tl.int64) * Q_ROW + (kv_head * SHARE + slots) * SIZE
-            q1, q2 = _halves(q, queries, half, real)
+            q1, q2 = _halves(q, heads * SIZE, half, real)
             q1, q2 = _turned(q1, q2, cos, sin, start + tokens, half, real, ROTATE)
             grads = tl.load(grad + heads[:, None] * SIZE + whole[None, :], mask=real[:, None], other=0.0)
             normalizers = tl.load(normalizer + heads, mask=real, other=0.0)
@@ -225,15 +217,14 @@ def _of_keys_and_values(  # type: ignore[no-untyped-def]
             of_1 = tl.dot(of_scores, q1, of_1, input_precision="ieee")
             of_2 = tl.dot(of_scores, q2, of_2, input_precision="ieee")
         at = start + keys
-        _store_turned_back(of_k, k_places, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, there, ROTATE)
+        _store_turned_back(of_k, places, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, there, ROTATE)
         tl.store(of_v + places[:, None] + whole[None, :], of_values.to(of_v.dtype.element_ty), mask=there[:, None])
 
 
 class ShortAttention(torch.autograd.Function):
     """q (T, heads, d), k, v (T, kv_heads, d), cos, sin (T, d) or None -> output (T, heads, d).
 
-    With angles, q and k are taken as they come out of their layers and rotated here, and so are their gradients. Where
-    q, k and v are neighbouring columns of one matrix, their gradients are laid out like that too.
+    With angles, q and k are taken as they come out of their layers and rotated here, and so are their gradients.
     """
 
     @staticmethod
@@ -241,11 +232,10 @@ class ShortAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None, cu_seqlens: Tensor,
         scale: float,
     ) -> Tensor:  # fmt: skip
-        if not are_columns((q, k, v)):
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        output = q.new_empty(q.shape)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        output = torch.empty_like(q)
         normalizer = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        sizes = _sizes(q, k, v, cu_seqlens, KEYS_READ, rotate=cos is not None)
+        sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         angles = (q, q) if cos is None else (cos, sin)
         tensors = (q, k, v, *angles, output, normalizer, cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E)
         _forward[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
@@ -259,15 +249,22 @@ class ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         q, k, v, cos, sin, cu_seqlens, output, normalizer = ctx.saved_tensors
         grad, scale = grads[0].contiguous(), ctx.scale
-        together = are_columns((q, k, v))
-        of_q, of_k, of_v = empty_columns((q, k, v)) if together else map(torch.empty_like, (q, k, v))
+        of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         delta = torch.empty_like(normalizer)
-        sizes = _sizes(q, k, v, cu_seqlens, KEYS_READ, rotate=cos is not None)
+        sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         inputs = (q, k, v, *((q, q) if cos is None else (cos, sin)))
         rest = (cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E, scale)
-        tensors = (*inputs, output, normalizer, grad, delta, of_q)
         _of_queries[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
-            *tensors, *rest, **sizes, num_warps=WARPS, num_stages=STAGES_OF_QUERIES
+            *inputs,
+            output,
+            normalizer,
+            grad,
+            delta,
+            of_q,
+            *rest,
+            **sizes,
+            num_warps=WARPS,
+            num_stages=STAGES_OF_QUERIES,
         )
         sizes["KEYS"] = KEYS_OWNED
         _of_keys_and_values[_grid(q, k, cu_seqlens, sizes["KEYS"])](
@@ -276,11 +273,10 @@ class ShortAttention(torch.autograd.Function):
         return of_q, of_k, of_v, None, None, None, None
 
 
-def _sizes(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, keys: int, *, rotate: bool) -> dict[str, Any]:
+def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, keys: int, *, rotate: bool) -> dict[str, Any]:
     share = q.shape[1] // k.shape[1]
-    rows = {"Q_ROW": q.stride(0), "K_ROW": k.stride(0), "V_ROW": v.stride(0)}
     slots = triton.next_power_of_2(share)
-    return rows | {
+    return {
         "HEADS": q.shape[1],
         "SHARE": share,
         "HALF": q.shape[2] // 2,

@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ludwig_peft_plugin.engine.kernels.low_rank import arguments, rank_block
-from ludwig_peft_plugin.engine.kernels.swiglu import row_stride
 
 ROWS, COLUMNS, WARPS, STAGES, PARTS = 32, 128, 4, 3, 16
 
@@ -50,7 +49,7 @@ def _store_sum(sums, part, which, sum, columns, WIDTH: tl.constexpr, BLOCK: tl.c
 def _backward_(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, grad, dl, dls, dr, drr, drc, sums, row_count, part_rows,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, U_RANK: tl.constexpr, D_RANK: tl.constexpr, BLOCK: tl.constexpr,
-    STRIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     part = tl.program_id(1).to(tl.int64)
@@ -68,11 +67,10 @@ def _backward_(  # type: ignore[no-untyped-def]
         h_up = _factor(ul, uls, 1, rows, row_count, U_RANK, BLOCK)
         g_down = _factor(dl, dls, 1, rows, row_count, D_RANK, BLOCK)
         inside = (columns[:, None] < WIDTH) & (rows[None, :] < row_count)
-        place = rows[None, :].to(tl.int64) * STRIDE + columns[:, None]
-        grad_place = rows[None, :].to(tl.int64) * WIDTH + columns[:, None]
+        place = rows[None, :].to(tl.int64) * WIDTH + columns[:, None]
         gates = _plus(tl.load(gate + place, mask=inside, other=0.0), h_gate, right_gate)
         ups = _plus(tl.load(up + place, mask=inside, other=0.0), h_up, right_up)
-        grads = _plus(tl.load(grad + grad_place, mask=inside, other=0.0), g_down, right_down)
+        grads = _plus(tl.load(grad + place, mask=inside, other=0.0), g_down, right_down)
         sigmoid = tl.sigmoid(gates)
         silu = gates * sigmoid
         of_gate = (grads * ups * (sigmoid * (1.0 + gates * (1.0 - sigmoid)))).to(kind)
@@ -100,7 +98,7 @@ def swiglu_adapters_backward_(
     parts = triton.cdiv(rows, part_rows)
     sums = torch.empty((parts, 3, width, block), dtype=torch.float32, device=gate.device)
     grid = (triton.cdiv(width, COLUMNS), parts)
-    sizes = (width, g_rank, u_rank, d_rank, block, row_stride(gate, up), ROWS, COLUMNS)
+    sizes = (width, g_rank, u_rank, d_rank, block, ROWS, COLUMNS)
     _backward_[grid](
         gate, *g_args, up, *u_args, grad, *d_args, sums, rows, part_rows, *sizes, num_warps=WARPS, num_stages=STAGES
     )
