@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.gates import failures
+from benchmarks.gpu.runs import SUITES
 
 Record = dict[str, Any]
+
+REFERENCES = {run.key: {"reference": run.reference} for runs in SUITES.values() for run in runs}
 
 
 class Results:
@@ -31,10 +34,11 @@ class Results:
         return ended[0] if ended else None
 
     def why_not(self, record: Record) -> list[str]:
-        """Return why the numbers of `record` do not count."""
+        """Return why the numbers of `record` do not count; what a run is compared with is said in runs.py."""
         same_call = {other["key"]: other for other in reversed(self.records)}
         same_call |= {other["key"]: other for other in self.records if other["call"] == record["call"]}
-        return failures(record, same_call)
+        setting = {**record["setting"], **REFERENCES.get(record["key"], {})}
+        return failures({**record, "setting": setting}, same_call)
 
     @property
     def matmul_flops(self) -> float | None:

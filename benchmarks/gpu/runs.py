@@ -132,7 +132,7 @@ def _generation(tool: str, shape: str, prompts: int) -> Run:
 _LONG = Run("ours-lora-4096", OURS, "8b", batch=2, length=4096, row_length=4096, reference="plain-lora-4096")
 _8B_OURS = [
     _packed(OURS, "8b"),
-    _packed(OURS, "8b", name="ours-lora-float8-pack", float8=True),
+    _packed(OURS, "8b", name="ours-lora-float8-pack", float8=True, reference="ours-lora-pack"),
     _packed(OURS, "8b", "qlora"),
     _packed(OURS, "8b", "dora"),
     # Batches of many sizes: a CUDA graph of each is made when it comes again, so it takes longer to be steady.

@@ -79,9 +79,17 @@ def wrap_with_peft(base: PreTrainedModel | PeftModel, config: PeftConfig, name: 
             raise AdapterError(f"adapter: PEFT cannot build it on this model: {reason}{hint}") from error
     if method is not None:
         method.settle(model)
+    _share_config(model.get_base_model())
     model.peft_config[name].base_model_name_or_path = portable_name(base)
     _keep_int8_statistics(base)
     return model
+
+
+def _share_config(base: PreTrainedModel) -> None:
+    """Let copies of layers (`layer_replication`) read the model's config, which says what attention runs."""
+    for module in base.modules():
+        if type(getattr(module, "config", None)) is type(base.config):
+            module.config = base.config
 
 
 def without_adapter(model: PeftModel) -> PreTrainedModel:
