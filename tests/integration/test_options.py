@@ -120,8 +120,8 @@ def test_a_merge_that_would_be_wrong_is_refused_before_training(make_config, new
 
 
 def test_early_stopping(make_config, new_model, rows, tmp_path):
-    """A learning rate far too high only makes the model worse, so the run ends after `early_stop` evaluations."""
-    trainer = {**TRAINER, "epochs": 8, "learning_rate": 0.5, "early_stop": 1}
+    """A learning rate far too low changes no loss, so the run ends after `early_stop` evaluations."""
+    trainer = {**TRAINER, "epochs": 8, "learning_rate": 1e-30, "early_stop": 1}
     results = new_model(make_config(trainer=trainer)).train(dataset=rows, output_directory=str(tmp_path))
     progress = json.loads((Path(results.output_directory) / "model" / "training_progress.json").read_text())
     assert progress["steps"] < 8 * 6
