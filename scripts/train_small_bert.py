@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -83,58 +84,63 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, whole and without special tokens."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
+class Functions:
+    """The code of many functions as token ids, on the device that trains.
 
-
-def window(row: list[int], place: float = 0.0) -> list[int]:
-    """As much of `row` as the context holds, in special tokens; `place` is 0 for its head and below 1 for its end."""
-    length = CONTEXT - 2
-    start = int(place * (max(0, len(row) - length) + 1))
-    return [SPECIAL.index("[CLS]"), *row[start : start + length], SPECIAL.index("[SEP]")]
-
-
-def padded(rows: list[list[int]]) -> torch.Tensor:
-    """Token ids (rows, length of the longest)."""
-    tensors = [torch.tensor(row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=SPECIAL.index("[PAD]"))
-
-
-def batches(
-    files: list[list[list[int]]], size: int, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids (size, length) and numbers of the files (size,) of one pass; rows i and i + size/2 are of one file.
-
-    A file's functions are paired anew at each pass, and an odd one is left out; pairs of near lengths share a batch.
+    Attributes:
+        files: which file each function is from, shape (n,), int64, ascending.
     """
-    pairs = []
-    for file, rows in enumerate(files):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        moved = torch.rand(len(rows), generator=generator) < MOVED
-        places = (moved * torch.rand(len(rows), generator=generator)).tolist()
-        texts = [window(rows[index], place) for index, place in zip(order, places, strict=True)]
-        pairs += [(file, first, second) for first, second in zip(texts[::2], texts[1::2], strict=False)]
-    pairs = [pairs[index] for index in torch.randperm(len(pairs), generator=generator).tolist()]
-    half, pool = size // 2, 16 * size
-    for start in range(0, len(pairs), pool):
-        part = sorted(pairs[start : start + pool], key=lambda pair: max(len(pair[1]), len(pair[2])))
-        chunks = [part[first : first + half] for first in range(0, len(part), half)]
-        for place in torch.randperm(len(chunks), generator=generator).tolist():
-            chunk = chunks[place]
-            numbers = torch.tensor([pair[0] for pair in chunk])
-            yield padded([pair[1] for pair in chunk] + [pair[2] for pair in chunk]), numbers.repeat(2)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, files: list[list[str]], device: str) -> None:
+        codes = [code for file in files for code in file]
+        rows: list[list[int]] = tokenizer(codes, add_special_tokens=False)["input_ids"]
+        self.files = torch.tensor([number for number, file in enumerate(files) for _ in file], device=device)
+        self._tokens = torch.tensor([token for row in rows for token in row], device=device)
+        self._lengths = torch.tensor([len(row) for row in rows], device=device)
+        self._starts = self._lengths.cumsum(0) - self._lengths
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def windows(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """As much of functions `indices` (n,) as the context holds, in special tokens, shape (n, CONTEXT).
+
+        Args:
+            indices: which functions.
+            generator: lets a share of the windows begin anywhere in a function; None lets all begin with its head.
+        """
+        device, size = indices.device, CONTEXT - 2
+        lengths, starts = self._lengths[indices], self._starts[indices]
+        if generator is not None:
+            chance = torch.rand(2, len(indices), device=device, generator=generator)
+            room = (lengths - size).clamp(min=0) + 1
+            offsets = (chance[0] * room).long() * (chance[1] < MOVED)
+            lengths, starts = lengths - offsets, starts + offsets
+        places = torch.arange(size, device=device)
+        tokens = self._tokens[(starts[:, None] + places).clamp(max=len(self._tokens) - 1)]
+        result = torch.full((len(indices), CONTEXT), SPECIAL.index("[PAD]"), device=device)
+        result[:, 0] = SPECIAL.index("[CLS]")
+        result[:, 1:-1] = tokens.where(places < lengths[:, None], result[:, 1:-1])
+        return result.scatter(1, lengths.clamp(max=size)[:, None] + 1, SPECIAL.index("[SEP]"))
+
+
+def pairs(functions: Functions, generator: np.random.Generator) -> np.ndarray:
+    """Functions of the same file in pairs, new ones at each call, in random order, (pairs, 2); odd ones are out."""
+    order = generator.permutation(len(functions))
+    files = functions.files.cpu().numpy()[order]
+    order = order[np.argsort(files, kind="stable")]
+    counts = np.bincount(files)
+    keep = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts) < np.repeat(counts // 2 * 2, counts)
+    return generator.permutation(order[keep].reshape(-1, 2))
 
 
 def mask(batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels: of the chosen tokens 8 in 10 are `[MASK]`, one is random, one stays (Devlin et al. 2018)."""
-    chosen = (torch.rand(batch.shape, generator=generator) < MASKED) & (batch >= len(SPECIAL))
-    labels = batch.masked_fill(~chosen, IGNORED)
-    place = torch.rand(batch.shape, generator=generator)
-    noise = torch.randint(len(SPECIAL), VOCABULARY, batch.shape, generator=generator)
+    chosen_by, place = torch.rand(2, *batch.shape, device=batch.device, generator=generator)
+    chosen = (chosen_by < MASKED) & (batch >= len(SPECIAL))
+    noise = torch.randint(len(SPECIAL), VOCABULARY, batch.shape, device=batch.device, generator=generator)
     inputs = torch.where(chosen & (place < 0.8), SPECIAL.index("[MASK]"), batch)
-    return torch.where(chosen & (place >= 0.9), noise, inputs), labels
+    return torch.where(chosen & (place >= 0.9), noise, inputs), batch.masked_fill(~chosen, IGNORED)
 
 
 def masked_loss(model: BertForMaskedLM, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -163,18 +169,24 @@ def hidden_states(model: BertForMaskedLM, inputs: torch.Tensor) -> tuple[torch.T
     return model.bert(input_ids=inputs, attention_mask=attention).last_hidden_state, attention
 
 
-def measure(model: BertForMaskedLM, rows: list[list[int]], size: int) -> float:
-    """Mean loss in nats of masked tokens, with the same masks at every call."""
-    generator = torch.Generator().manual_seed(0)
-    rows = sorted(map(window, rows), key=len)
+def measure(model: BertForMaskedLM, functions: Functions, size: int) -> float:
+    """Mean loss in nats of masked tokens of the functions' heads, with the same masks at every call."""
+    device = functions.files.device
+    generator = torch.Generator(device).manual_seed(0)
     model.eval()
     with torch.no_grad():
         losses = []
-        for start in range(0, len(rows), size):
-            inputs, labels = (part.to(model.device) for part in mask(padded(rows[start : start + size]), generator))
+        for indices in torch.arange(len(functions), device=device).split(size):
+            inputs, labels = mask(functions.windows(indices), generator)
             losses.append(masked_loss(model, hidden_states(model, inputs)[0], labels))
     model.train()
     return float(torch.stack(losses).mean())
+
+
+def rate(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear over the first tenth, then a cosine to zero."""
+    warm_up = 0.1 * steps
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * max(0.0, step - warm_up) / (0.9 * steps)))
 
 
 def main() -> None:
@@ -192,8 +204,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train, measured = texts_of(library_sources())
     tokenizer = train_tokenizer([code for codes in train for code in codes])
-    files, held = [encode(tokenizer, codes) for codes in train if len(codes) > 1], encode(tokenizer, measured)
-    functions = sum(map(len, files))
+    functions = Functions(tokenizer, [codes for codes in train if len(codes) > 1], args.device)
+    held = Functions(tokenizer, [measured], args.device)
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=args.hidden,
@@ -207,27 +219,29 @@ def main() -> None:
     )
     model = BertForMaskedLM(config).to(args.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    steps = int(args.epochs * functions / args.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps + 1, pct_start=0.1)
-    generator = torch.Generator().manual_seed(args.seed)
+    steps, half = int(args.epochs * len(functions) / args.batch), args.batch // 2
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    generator, order = torch.Generator(args.device).manual_seed(args.seed), np.random.default_rng(args.seed)
     curve: list[dict[str, Any]] = []
-    started, step, tokens = time.perf_counter(), 0, 0
+    started, step = time.perf_counter(), 0
     while step < steps:
-        for batch, numbers in batches(files, args.batch, generator):
-            inputs, labels = (part.to(args.device) for part in mask(batch, generator))
-            hidden, attention = hidden_states(model, inputs)
-            partners = file_loss(hidden, attention, numbers.to(args.device))
-            (masked_loss(model, hidden, labels) + partners).backward()
+        for chunk in torch.from_numpy(pairs(functions, order)).to(args.device).split(half):
+            chosen = chunk.T.reshape(-1)  # rows i and i + half are of one file
+            inputs, labels = mask(functions.windows(chosen, generator), generator)
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
+                hidden, attention = hidden_states(model, inputs)
+                words = masked_loss(model, hidden, labels)
+            partners = file_loss(hidden.float(), attention, functions.files[chosen])
+            (words + partners).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            step, tokens = step + 1, tokens + batch.numel()
+            step += 1
             if step % max(1, steps // 10) == 0 or step == steps:
                 held_loss = round(measure(model, held, args.batch), 4)
                 curve.append({"step": step, "heldout_loss": held_loss, "batch_file_loss": round(partners.item(), 4)})
-                seconds = time.perf_counter() - started
-                print(f"step {step}/{steps} {curve[-1]} {tokens / seconds:.0f} tokens/s {seconds:.0f} s", flush=True)
+                print(f"step {step}/{steps} {curve[-1]} {time.perf_counter() - started:.0f} s", flush=True)
             if step == steps:
                 break
     # The dropout of fine-tuning is BERT's own.
@@ -237,8 +251,9 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     report = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "functions": functions,
+        "functions": len(functions),
         "epochs": args.epochs,
+        "batch": args.batch,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,
         "curve": curve,
         "versions": {
