@@ -104,7 +104,8 @@ def by_best_fit(lengths: np.ndarray, order: np.ndarray, capacity: int) -> Plan:
     Rows are taken in the given order, a window of `GROUPS_PER_WINDOW` groups at a time. Each group begins with rows
     as they come, so that long and short ones stay mixed as chance mixes them; the gap at its end, as long as two long
     rows, is closed best-fit decreasing (D. S. Johnson, Near-Optimal Bin Packing Algorithms, 1973) with the rest of the
-    window. Where groups hold few rows, the gap is the whole group. Rows that fit no gap come first in the next window.
+    window. Where groups hold few rows, the gap is the whole group. Rows that fit no gap come first in the next window,
+    in the end in groups of their own: what no whole rows can fill is left over in the last groups, not in all.
 
     Args:
         lengths: tokens of each row of the dataset, none more than `capacity`, shape (n,).
@@ -125,8 +126,7 @@ def by_best_fit(lengths: np.ndarray, order: np.ndarray, capacity: int) -> Plan:
         window = [*waiting, *range(start, end)]
         tokens = carried + ends[end] - ends[start]
         start = end
-        open_tokens = tokens if start == len(sizes) else int(tokens * (1 - SPARE)) - capacity + 1
-        filled, waiting = _fill(window, sizes, capacity, gap, max(1, -(-open_tokens // capacity)))
+        filled, waiting = _fill(window, sizes, capacity, gap, max(1, int(tokens * (1 - SPARE)) // capacity))
         groups += filled
     places = Plan.of(groups)
     return Plan(order[places.rows], places.starts)

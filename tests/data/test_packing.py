@@ -68,6 +68,14 @@ def test_unusual_data_fill_as_far_as_they_can(lengths, capacity, share):
     assert fill(by_best_fit(lengths, order_of(len(lengths)), capacity), lengths, capacity) > share
 
 
+@pytest.mark.parametrize("count", [500, 2_000, 10_000])
+def test_only_the_last_group_lacks_rows(count):
+    lengths = lengths_of(count)
+    filled = sums(by_best_fit(lengths, order_of(count), 8192), lengths) / 8192
+    assert len(filled) == -(-int(lengths.sum()) // 8192)
+    assert filled[:-1].min() > 0.995
+
+
 def test_groups_mix_long_and_short_rows_as_chance_does():
     """Best fit alone would put the longest rows together in one group and the shortest in another."""
     lengths, capacity = lengths_of(25_000), 8192
