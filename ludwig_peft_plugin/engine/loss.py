@@ -23,6 +23,10 @@ LOGITS_BYTES = 256 * 1024**2
 
 ROWS_OF_A_TRAINED_HEAD = 1024
 
+ROW_STEP = 128
+"""On a GPU the last chunk is filled up to a multiple of this. No two batches have equally many targets, matrix products
+have a kernel for every few sizes, and when one is first used the driver loads it, for which all work has to end."""
+
 FLOAT16_SCALE = 1024.0
 """float16 cannot hold the small entries of a softmax gradient; they are computed this much larger."""
 
@@ -32,13 +36,16 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with_gradient = ctx.needs_input_grad[0]
         scale = FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
+        count = len(hidden)
+        hidden = filled_up(hidden)
         gradient = torch.empty_like(hidden) if with_gradient else None
         losses, hits = [], []
-        for start in range(0, len(hidden), size := rows_per_chunk(weight)):
+        for start in range(0, count, size := rows_per_chunk(weight)):
             rows = slice(start, start + size)
             logits = hidden[rows] @ weight.T
+            wanted = targets[rows]
             chunk_losses, chunk_hits = cross_entropy_(
-                logits, targets[rows], with_gradient=with_gradient, gradient_scale=scale
+                logits[: len(wanted)], wanted, with_gradient=with_gradient, gradient_scale=scale
             )
             losses.append(chunk_losses)
             hits.append(chunk_hits)
@@ -49,7 +56,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         all_hits = torch.cat([torch.zeros(0, dtype=torch.bool, device=hidden.device), *hits])
         ctx.scale = scale
         if gradient is not None:
-            ctx.save_for_backward(gradient)
+            ctx.save_for_backward(gradient[:count])
         ctx.mark_non_differentiable(all_losses, all_hits)
         return all_losses.sum(), all_losses, all_hits
 
@@ -62,7 +69,13 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
 def rows_per_chunk(weight: Tensor) -> int:
     """Return for how many targets logits are made at a time."""
-    return max(128, LOGITS_BYTES // (len(weight) * weight.element_size()))
+    rows = LOGITS_BYTES // (len(weight) * weight.element_size())
+    return max(ROW_STEP, rows // ROW_STEP * ROW_STEP)
+
+
+def filled_up(hidden: Tensor) -> Tensor:
+    """Return `hidden`, shape (M, H), with rows of zeros behind it up to a multiple of `ROW_STEP`; on a CPU as it is."""
+    return F.pad(hidden, (0, 0, 0, -len(hidden) % ROW_STEP)) if hidden.is_cuda else hidden
 
 
 def fused_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,12 +107,14 @@ def chunked_cross_entropy(
     """
 
     def losses_of(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float()
+        logits = head(states)[: len(wanted)].float()
         return F.cross_entropy(logits, wanted, reduction="none"), logits.detach().argmax(dim=-1) == wanted
 
     parts = [
         checkpoint(losses_of, *chunk, use_reentrant=False, preserve_rng_state=False)
-        for chunk in zip(hidden.split(ROWS_OF_A_TRAINED_HEAD), targets.split(ROWS_OF_A_TRAINED_HEAD), strict=True)
+        for chunk in zip(
+            filled_up(hidden).split(ROWS_OF_A_TRAINED_HEAD), targets.split(ROWS_OF_A_TRAINED_HEAD), strict=True
+        )
     ]
     losses = torch.cat([losses for losses, _ in parts])
     return losses.sum(), losses.detach(), torch.cat([hits for _, hits in parts])

@@ -194,7 +194,8 @@ def _adapter_gradients(
     if kept.dropped or x.dtype == torch.float16:
         normed, _ = rms_norm(x, norm.weight, norm.eps)
         return group.adapter_gradients(normed, kept, grad_h, others)
-    scaled = None if grad_h is None else (grad_h * scales[:, None]).to(grad_h.dtype)
+    # With `out`, the float32 product is rounded as it is made, not by another kernel.
+    scaled = None if grad_h is None else torch.mul(grad_h, scales[:, None], out=torch.empty_like(grad_h))
     return group.adapter_gradients(x, kept, scaled, others, weight=norm.weight)
 
 

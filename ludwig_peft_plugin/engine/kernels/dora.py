@@ -14,7 +14,7 @@ ROWS_OF_A_SUM = 512
 
 
 @triton.jit
-def _scale_(  # type: ignore[no-untyped-def]
+def _dora_scale_(  # type: ignore[no-untyped-def]
     y, left, ls, right, rr, rc, scale, bias, row_count,
     WIDTH: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -30,7 +30,7 @@ def _scale_(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gradient(  # type: ignore[no-untyped-def]
+def _dora_gradient(  # type: ignore[no-untyped-def]
     grad, y, scale, bias, scaled, sums, row_count,
     WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +58,7 @@ def scale_columns_(y: Tensor, plus: tuple[Tensor, Tensor], scale: Tensor, bias: 
     rows, width = y.shape
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
     sizes = (width, rank, rank_block(rank), bias is not None, ROWS, COLUMNS)
-    _scale_[grid](y, *args, scale, y if bias is None else bias, rows, *sizes, num_warps=WARPS)
+    _dora_scale_[grid](y, *args, scale, y if bias is None else bias, rows, *sizes, num_warps=WARPS)
     return y
 
 
@@ -69,5 +69,5 @@ def scaled_gradient(grad: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None)
     scaled = torch.empty_like(grad)
     sums = torch.empty((grid[0], width), dtype=torch.float32, device=y.device)
     sizes = (width, bias is not None, ROWS_OF_A_SUM, ROWS, COLUMNS)
-    _gradient[grid](grad, y, scale, y if bias is None else bias, scaled, sums, rows, *sizes, num_warps=WARPS)
+    _dora_gradient[grid](grad, y, scale, y if bias is None else bias, scaled, sums, rows, *sizes, num_warps=WARPS)
     return scaled, sums.sum(dim=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _forward(x, weight, y, scales, eps, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rms_norm(x, weight, y, scales, eps, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, BLOCK)
     inside = offsets < columns
@@ -22,7 +22,7 @@ def _forward(x, weight, y, scales, eps, columns, BLOCK: tl.constexpr):  # type: 
 
 
 @triton.jit
-def _backward(  # type: ignore[no-untyped-def]
+def _rms_norm_backward(  # type: ignore[no-untyped-def]
     x, weight, grad, second, third, residual, result, eps, columns, GRADS: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -48,7 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the normalised rows, and what each was multiplied by."""
     y, scales = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
     block, warps = _settings(x.shape[1])
-    _forward[(len(x),)](x, weight, y, scales, eps, x.shape[1], block, num_warps=warps)
+    _rms_norm[(len(x),)](x, weight, y, scales, eps, x.shape[1], block, num_warps=warps)
     return y, scales
 
 
@@ -57,7 +57,9 @@ def rms_norm_backward(x: Tensor, weight: Tensor, eps: float, grads: list[Tensor]
     result = torch.empty_like(x)
     block, warps = _settings(x.shape[1])
     three = [*grads, *[grads[0]] * (3 - len(grads))]
-    _backward[(len(x),)](x, weight, *three, residual, result, eps, x.shape[1], len(grads), block, num_warps=warps)
+    _rms_norm_backward[(len(x),)](
+        x, weight, *three, residual, result, eps, x.shape[1], len(grads), block, num_warps=warps
+    )
     return result
 
 

@@ -9,7 +9,7 @@ i and j are tokens of one sequence and r is RoPE (see elementwise.py). The backw
 
 Kernels for long sequences cut each into tiles of 128 and more tokens, of which rows of a hundred leave much empty. Here
 a tile is a few tokens with all query heads that share a key head, so rows of any length fill it, and keys are read once
-for all of them. Which sequence a tile belongs to is counted from the boundaries on the device.
+for all of them. Which sequence a tile belongs to is found from the boundaries on the device.
 """
 
 from __future__ import annotations
@@ -24,28 +24,33 @@ from torch import Tensor
 LOG2_E = 1.4426950408889634
 
 QUERY_ROWS = 64
-"""Rows of a query tile: tokens times query heads of one key head."""
+"""Rows of a query tile, tokens times query heads of one key head, where queries own the program."""
 
 KEYS_READ, KEYS_OWNED = 32, 64
 """Tokens of a key tile: where queries own the program and go through the keys, and the other way round."""
 
-WARPS, STAGES_OF_QUERIES, STAGES_OF_KEYS = 4, 3, 2
+WARPS, STAGES = 4, 3
+
+
+def _read_by_keys(size: int) -> tuple[int, int]:
+    """Return rows of a query tile, and how many tiles are under way, where keys own the program; by a head's size."""
+    return (32, 3) if size > 64 else (64, 1)
 
 
 @triton.jit
 def _tile_of(boundaries, sequences, tile, TOKENS: tl.constexpr, SEQUENCES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return where the sequence of a tile starts, its length, and the tile's first token in it (or the length)."""
+    """Return where the sequence of a tile starts, its length, and the tile's first token in it (or one behind it).
+
+    The tiles of sequence number s, which starts at token b, begin with tile b // TOKENS + s. So no tiles need counting:
+    from there to the next sequence's first there are always as many as this one needs, and at most one that stays idle.
+    """
     numbers = tl.arange(0, SEQUENCES)
-    inside = numbers < sequences
-    starts = tl.load(boundaries + numbers, mask=inside, other=0)
-    lengths = tl.load(boundaries + numbers + 1, mask=inside, other=0) - starts
-    tiles = (lengths + TOKENS - 1) // TOKENS
-    after = tl.cumsum(tiles, axis=0)
-    mine = (after > tile) & (after - tiles <= tile)
-    start = tl.sum(tl.where(mine, starts, 0), axis=0)
-    length = tl.sum(tl.where(mine, lengths, 0), axis=0)
-    before = tl.sum(tl.where(mine, after - tiles, 0), axis=0)
-    return start, length, tl.where(length > 0, (tile - before) * TOKENS, 0)
+    starts = tl.load(boundaries + numbers, mask=numbers < sequences, other=0)
+    begun = (numbers < sequences) & (starts // TOKENS + numbers <= tile)
+    mine = tl.sum(begun.to(tl.int32), axis=0) - 1
+    start = tl.load(boundaries + mine)
+    length = tl.load(boundaries + mine + 1) - start
+    return start, length, (tile - start // TOKENS - mine) * TOKENS
 
 
 @triton.jit
@@ -86,7 +91,7 @@ def _store_turned_back(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _attention(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, out, normalizer, boundaries, sequences, FACTOR: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
     TOKENS: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
@@ -129,7 +134,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _of_queries(  # type: ignore[no-untyped-def]
+def _attention_of_queries(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, out, normalizer, grad, delta, of_q, boundaries, sequences,
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
@@ -175,7 +180,7 @@ def _of_queries(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _of_keys_and_values(  # type: ignore[no-untyped-def]
+def _attention_of_keys_and_values(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, normalizer, grad, delta, of_k, of_v, boundaries, sequences,
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
@@ -238,9 +243,7 @@ class ShortAttention(torch.autograd.Function):
         sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         angles = (q, q) if cos is None else (cos, sin)
         tensors = (q, k, v, *angles, output, normalizer, cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E)
-        _forward[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
-            *tensors, **sizes, num_warps=WARPS, num_stages=STAGES_OF_QUERIES
-        )
+        _attention[_grid(q, k, cu_seqlens, sizes["TOKENS"])](*tensors, **sizes, num_warps=WARPS, num_stages=STAGES)
         ctx.save_for_backward(q, k, v, cos, sin, cu_seqlens, output, normalizer)
         ctx.scale = scale
         return output
@@ -254,7 +257,7 @@ class ShortAttention(torch.autograd.Function):
         sizes = _sizes(q, k, cu_seqlens, KEYS_READ, rotate=cos is not None)
         inputs = (q, k, v, *((q, q) if cos is None else (cos, sin)))
         rest = (cu_seqlens, len(cu_seqlens) - 1, scale * LOG2_E, scale)
-        _of_queries[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
+        _attention_of_queries[_grid(q, k, cu_seqlens, sizes["TOKENS"])](
             *inputs,
             output,
             normalizer,
@@ -264,16 +267,19 @@ class ShortAttention(torch.autograd.Function):
             *rest,
             **sizes,
             num_warps=WARPS,
-            num_stages=STAGES_OF_QUERIES,
+            num_stages=STAGES,
         )
-        sizes["KEYS"] = KEYS_OWNED
-        _of_keys_and_values[_grid(q, k, cu_seqlens, sizes["KEYS"])](
-            *inputs, normalizer, grad, delta, of_k, of_v, *rest, **sizes, num_warps=WARPS, num_stages=STAGES_OF_KEYS
+        rows, stages = _read_by_keys(q.shape[2])
+        sizes = _sizes(q, k, cu_seqlens, KEYS_OWNED, rows, rotate=cos is not None)
+        _attention_of_keys_and_values[_grid(q, k, cu_seqlens, KEYS_OWNED)](
+            *inputs, normalizer, grad, delta, of_k, of_v, *rest, **sizes, num_warps=WARPS, num_stages=stages
         )
         return of_q, of_k, of_v, None, None, None, None
 
 
-def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, keys: int, *, rotate: bool) -> dict[str, Any]:
+def _sizes(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, keys: int, rows: int = QUERY_ROWS, *, rotate: bool
+) -> dict[str, Any]:
     share = q.shape[1] // k.shape[1]
     slots = triton.next_power_of_2(share)
     return {
@@ -281,7 +287,7 @@ def _sizes(q: Tensor, k: Tensor, cu_seqlens: Tensor, keys: int, *, rotate: bool)
         "SHARE": share,
         "HALF": q.shape[2] // 2,
         "ROTATE": rotate,
-        "TOKENS": max(1, QUERY_ROWS // slots),
+        "TOKENS": max(1, rows // slots),
         "SLOTS": slots,
         "KEYS": keys,
         "SEQUENCES": triton.next_power_of_2(len(cu_seqlens) - 1),

@@ -15,7 +15,7 @@ from ludwig_peft_plugin.engine.kernels.low_rank import COLUMNS, ROWS, WARPS, arg
 
 
 @triton.jit
-def _forward(  # type: ignore[no-untyped-def]
+def _swiglu(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, result, row_count,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, G_BLOCK: tl.constexpr, U_RANK: tl.constexpr, U_BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -30,7 +30,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _backward_(  # type: ignore[no-untyped-def]
+def _swiglu_backward_(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, grad, dl, dls, dr, drr, drc, row_count,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, G_BLOCK: tl.constexpr, U_RANK: tl.constexpr, U_BLOCK: tl.constexpr,
     D_RANK: tl.constexpr, D_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -61,7 +61,7 @@ def swiglu(gate: Tensor, up: Tensor, gate_plus: Pair, up_plus: Pair) -> Tensor:
     rows, width = gate.shape
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
     sizes = (width, g_rank, rank_block(g_rank), u_rank, rank_block(u_rank), ROWS, COLUMNS)
-    _forward[grid](gate, *g_args, up, *u_args, result, rows, *sizes, num_warps=WARPS)
+    _swiglu[grid](gate, *g_args, up, *u_args, result, rows, *sizes, num_warps=WARPS)
     return result
 
 
@@ -74,5 +74,7 @@ def swiglu_backward_(
     rows, width = gate.shape
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
     ranks = (g_rank, rank_block(g_rank), u_rank, rank_block(u_rank), d_rank, rank_block(d_rank))
-    _backward_[grid](gate, *g_args, up, *u_args, grad, *d_args, rows, width, *ranks, ROWS, COLUMNS, num_warps=WARPS)
+    _swiglu_backward_[grid](
+        gate, *g_args, up, *u_args, grad, *d_args, rows, width, *ranks, ROWS, COLUMNS, num_warps=WARPS
+    )
     return gate, up, grad

@@ -46,7 +46,7 @@ def _store_sum(sums, part, which, sum, columns, WIDTH: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def _backward_(  # type: ignore[no-untyped-def]
+def _swiglu_adapters_backward_(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, grad, dl, dls, dr, drr, drc, sums, row_count, part_rows,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, U_RANK: tl.constexpr, D_RANK: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -99,7 +99,7 @@ def swiglu_adapters_backward_(
     sums = torch.empty((parts, 3, width, block), dtype=torch.float32, device=gate.device)
     grid = (triton.cdiv(width, COLUMNS), parts)
     sizes = (width, g_rank, u_rank, d_rank, block, ROWS, COLUMNS)
-    _backward_[grid](
+    _swiglu_adapters_backward_[grid](
         gate, *g_args, up, *u_args, grad, *d_args, sums, rows, part_rows, *sizes, num_warps=WARPS, num_stages=STAGES
     )
     of_gate_b, of_up_b, of_down_a = sums.sum(dim=0)
