@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks.gpu.power import PowerMeter
+
 GIB = 2**30
 
 
@@ -42,6 +44,7 @@ class Recorder:
         self.losses: list[Any] = []
         self.tokens: list[Any] = []
         self.norms: dict[int, Any] = {}  # by step, from 0
+        self.meter = PowerMeter()
         self._clip = torch.nn.utils.clip_grad_norm_
         self._hook: Any = None
 
@@ -63,6 +66,8 @@ class Recorder:
 
         torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
         self._hook = register_optimizer_step_pre_hook(self._before_optimizer)
+        if self.cuda:
+            self.meter.start(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Take the norm from the gradients themselves, where no clipping by PyTorch has made it."""
@@ -99,6 +104,7 @@ class Recorder:
     def end(self) -> None:
         """Stop watching."""
         torch.nn.utils.clip_grad_norm_ = self._clip
+        self.meter.stop()
         if self._hook is not None:
             self._hook.remove()
 
@@ -149,6 +155,7 @@ class Recorder:
         }
         if self.cuda:
             result["peak_timed_gib"] = round(self.peaks[1][0] / GIB, 3)
+        result |= self.meter.between(*self.window)
         result["median_ms_step"] = round(statistics.median(self._step_milliseconds(timed)), 2)
         return result
 
@@ -181,7 +188,8 @@ def ceilings(device: str = "cuda") -> dict[str, float]:
     """Measure what the device can do: bfloat16 matrix products of random data, and a copy within its memory.
 
     Returns:
-        matmul_flops: FLOP/s of an 8192 x 8192 x 8192 product.
+        matmul_flops: FLOP/s of an 8192 x 8192 x 8192 product, a few of them.
+        sustained_matmul_flops: the same for seconds on end, which is as fast as the power limit lets it be.
         copy_bytes: bytes read and written a second.
     """
     size = 8192
@@ -190,6 +198,7 @@ def ceilings(device: str = "cuda") -> dict[str, float]:
     target = torch.empty_like(source)
     return {
         "matmul_flops": 2 * size**3 / _median_seconds(lambda: left @ right),
+        "sustained_matmul_flops": 2 * size**3 / _median_seconds(lambda: left @ right, warm_up=1500, repeats=500),
         "copy_bytes": 2 * source.numel() / _median_seconds(lambda: target.copy_(source)),
     }
 

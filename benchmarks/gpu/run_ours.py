@@ -13,9 +13,15 @@ ENGINE_SWITCHES = ("LUDWIG_PEFT_FUSED", "LUDWIG_PEFT_CUDA_GRAPHS")
 
 
 def prepare(tool: str) -> None:
-    """Import what training needs. The plugin is registered by hand: start-up files are not read everywhere."""
+    """Import what training needs. The plugin is registered by hand: start-up files are not read everywhere.
+
+    The plain path computes in float32, with products in TF32: rounding is an eighth of bfloat16's.
+    """
     if tool == PLAIN:
+        import torch
+
         os.environ.update(dict.fromkeys(ENGINE_SWITCHES, "0"))
+        torch.backends.cuda.matmul.allow_tf32 = True
     from ludwig_peft_plugin.register import register
 
     register()
