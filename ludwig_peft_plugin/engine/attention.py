@@ -31,7 +31,7 @@ LONGEST_SHORT = 512
 """Tokens of the longest sequence for which the kernel for short sequences is taken."""
 
 MOST_SHORT = 2048
-"""Sequences that kernel can look through for the one a tile belongs to."""
+"""Sequences for which it is taken: each of its tiles looks through all of them for its own."""
 
 
 def varlen_attention(

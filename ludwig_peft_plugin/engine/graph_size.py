@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ludwig_peft_plugin.data.batches import MicroBatch
+from ludwig_peft_plugin.engine.attention import LONGEST_SHORT
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Size:
         total = _up(tokens, step)
         longest = max(longest, total - len(batch.input_ids))  # what is left over is one more sequence
         targets = _share(targets, total) if room is None else min(_up(targets, 64), total)
-        return cls(total, _up(sequences + 1, 8), _up(longest, 128), targets)._uneven()
+        # The kernel for short sequences does not ask how long the longest is.
+        longest = LONGEST_SHORT if longest <= LONGEST_SHORT else _up(longest, 128)
+        return cls(total, _up(sequences + 1, 8), longest, targets)._uneven()
 
     @property
     def is_even(self) -> bool:

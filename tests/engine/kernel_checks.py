@@ -71,9 +71,11 @@ def rotate(device: str, kind: torch.dtype) -> None:
 
 @check
 def short_attention(device: str, kind: torch.dtype) -> None:
-    from ludwig_peft_plugin.engine.kernels.short_attention import ShortAttention
+    from ludwig_peft_plugin.engine.kernels import short_attention as kernels
 
-    for share, size, lengths in ((4, 32, (5, 40, 1, 70)), (1, 64, (100, 3)), (3, 32, (17, 33))):
+    many = kernels.SEQUENCES
+    for share, size, lengths, seen in ((4, 32, (5, 40, 1, 70), many), (1, 64, (100, 3), many), (3, 32, (17, 1, 33), 2)):
+        kernels.SEQUENCES = seen  # at a time; fewer than there are
         tokens, heads = sum(lengths), 2 * share
         shapes = [(tokens, heads, size), (tokens, 2, size), (tokens, 2, size), (tokens, heads, size)]
         (*inputs, grad), (angles,) = tensors(device, kind, *shapes), tensors(device, torch.float32, (tokens, size // 2))
@@ -85,13 +87,14 @@ def short_attention(device: str, kind: torch.dtype) -> None:
             for ours in (True, False):
                 leaves = [tensor.clone().requires_grad_() for tensor in inputs]
                 if ours:
-                    output = ShortAttention.apply(*leaves, *(rotation or (None, None)), boundaries, size**-0.5)
+                    output = kernels.ShortAttention.apply(*leaves, *(rotation or (None, None)), boundaries, size**-0.5)
                 else:
                     output = _one_by_one([leaf.float() for leaf in leaves], rotation, lengths).to(kind)
                 output.backward(grad)
                 results.append([output.detach(), *(leaf.grad for leaf in leaves)])
             for one, other in zip(*results, strict=True):
                 assert_close(one, other, kind)
+    kernels.SEQUENCES = many
 
 
 def _one_by_one(inputs: list[Tensor], rotation: tuple[Tensor, Tensor] | None, lengths: tuple[int, ...]) -> Tensor:

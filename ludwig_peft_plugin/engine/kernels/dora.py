@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.kernels.low_rank import arguments, rank_block, tile_plus
+from ludwig_peft_plugin.engine.kernels.low_rank import VARYING, arguments, rank_block, tile_plus
 
 ROWS, COLUMNS, WARPS = 64, 128, 8
 ROWS_OF_A_SUM = 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _dora_scale_(  # type: ignore[no-untyped-def]
     y, left, ls, right, rr, rc, scale, bias, row_count,
     WIDTH: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -29,7 +29,7 @@ def _dora_scale_(  # type: ignore[no-untyped-def]
     tl.store(y + rows[:, None].to(tl.int64) * WIDTH + columns[None, :], values.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _dora_gradient(  # type: ignore[no-untyped-def]
     grad, y, scale, bias, scaled, sums, row_count,
     WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

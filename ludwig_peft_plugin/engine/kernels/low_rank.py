@@ -9,6 +9,9 @@ from torch import Tensor
 ROWS, COLUMNS, WARPS = 16, 128, 4
 """Of a tile: small enough that many are in flight at once, which is what memory speed takes."""
 
+VARYING = ["row_count", "part_rows"]
+"""Arguments that change from batch to batch. Triton would compile a kernel again for numbers that 16 divides."""
+
 SMALLEST_RANK = 16  # of a matrix product in Triton; smaller ranks are filled up with zeros
 
 
@@ -45,7 +48,7 @@ def tile_plus(  # type: ignore[no-untyped-def]
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _add_(  # type: ignore[no-untyped-def]
     y, left, ls, right, rr, rc, residual, row_count,
     WIDTH: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

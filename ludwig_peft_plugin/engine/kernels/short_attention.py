@@ -29,6 +29,12 @@ QUERY_ROWS = 64
 KEYS_READ, KEYS_OWNED = 32, 64
 """Tokens of a key tile: where queries own the program and go through the keys, and the other way round."""
 
+SEQUENCES = 128
+"""Boundaries that are looked at together in search of a tile's sequence."""
+
+VARYING = ["sequences"]
+"""Arguments that change from batch to batch. Triton would compile a kernel again for numbers that 16 divides."""
+
 WARPS, STAGES = 4, 3
 
 
@@ -44,10 +50,12 @@ def _tile_of(boundaries, sequences, tile, TOKENS: tl.constexpr, SEQUENCES: tl.co
     The tiles of sequence number s, which starts at token b, begin with tile b // TOKENS + s. So no tiles need counting:
     from there to the next sequence's first there are always as many as this one needs, and at most one that stays idle.
     """
-    numbers = tl.arange(0, SEQUENCES)
-    starts = tl.load(boundaries + numbers, mask=numbers < sequences, other=0)
-    begun = (numbers < sequences) & (starts // TOKENS + numbers <= tile)
-    mine = tl.sum(begun.to(tl.int32), axis=0) - 1
+    mine = -1
+    for begin in range(0, sequences, SEQUENCES):
+        numbers = begin + tl.arange(0, SEQUENCES)
+        starts = tl.load(boundaries + numbers, mask=numbers < sequences, other=0)
+        begun = (numbers < sequences) & (starts // TOKENS + numbers <= tile)
+        mine += tl.sum(begun.to(tl.int32), axis=0)
     start = tl.load(boundaries + mine)
     length = tl.load(boundaries + mine + 1) - start
     return start, length, (tile - start // TOKENS - mine) * TOKENS
@@ -90,7 +98,7 @@ def _store_turned_back(  # type: ignore[no-untyped-def]
     tl.store(result + places[:, None] + half[None, :] + half.shape[0], second.to(kind), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, out, normalizer, boundaries, sequences, FACTOR: tl.constexpr,
     HEADS: tl.constexpr, SHARE: tl.constexpr, HALF: tl.constexpr, ROTATE: tl.constexpr,
@@ -133,7 +141,7 @@ def _attention(  # type: ignore[no-untyped-def]
         tl.store(normalizer + heads, highest + tl.log2(weight), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention_of_queries(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, out, normalizer, grad, delta, of_q, boundaries, sequences,
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
@@ -179,7 +187,7 @@ def _attention_of_queries(  # type: ignore[no-untyped-def]
         _store_turned_back(of_q, heads * SIZE, of_1 * SCALE, of_2 * SCALE, cos, sin, at, half, real, ROTATE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _attention_of_keys_and_values(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, normalizer, grad, delta, of_k, of_v, boundaries, sequences,
     FACTOR: tl.constexpr, SCALE: tl.constexpr,
@@ -290,7 +298,7 @@ def _sizes(
         "TOKENS": max(1, rows // slots),
         "SLOTS": slots,
         "KEYS": keys,
-        "SEQUENCES": triton.next_power_of_2(len(cu_seqlens) - 1),
+        "SEQUENCES": SEQUENCES,
     }
 
 

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.kernels.low_rank import COLUMNS, ROWS, WARPS, arguments, rank_block, tile_plus
+from ludwig_peft_plugin.engine.kernels.low_rank import COLUMNS, ROWS, VARYING, WARPS, arguments, rank_block, tile_plus
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _swiglu(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, result, row_count,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, G_BLOCK: tl.constexpr, U_RANK: tl.constexpr, U_BLOCK: tl.constexpr,
@@ -29,7 +29,7 @@ def _swiglu(  # type: ignore[no-untyped-def]
     tl.store(place, (gates * tl.sigmoid(gates) * ups).to(result.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _swiglu_backward_(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, grad, dl, dls, dr, drr, drc, row_count,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, G_BLOCK: tl.constexpr, U_RANK: tl.constexpr, U_BLOCK: tl.constexpr,

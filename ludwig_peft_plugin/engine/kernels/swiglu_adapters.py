@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ludwig_peft_plugin.engine.kernels.low_rank import arguments, rank_block
+from ludwig_peft_plugin.engine.kernels.low_rank import VARYING, arguments, rank_block
 
 ROWS, COLUMNS, WARPS, STAGES, PARTS = 32, 128, 4, 3, 16
 
@@ -45,7 +45,7 @@ def _store_sum(sums, part, which, sum, columns, WIDTH: tl.constexpr, BLOCK: tl.c
     tl.store(sums + places, sum, mask=columns[:, None] < WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _swiglu_adapters_backward_(  # type: ignore[no-untyped-def]
     gate, gl, gls, gr, grr, grc, up, ul, uls, ur, urr, urc, grad, dl, dls, dr, drr, drc, sums, row_count, part_rows,
     WIDTH: tl.constexpr, G_RANK: tl.constexpr, U_RANK: tl.constexpr, D_RANK: tl.constexpr, BLOCK: tl.constexpr,
