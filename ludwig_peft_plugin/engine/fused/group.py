@@ -194,11 +194,8 @@ class LinearGroup:
                     of_magnitude = [sums / adapter.magnitude]
                 columns = slice(start, start + adapter.rank)
                 torch.mm(grad, b, out=grad_h[:, columns])
-                if of_b is None:
-                    own_of_b = product_fp32(grad.T, kept.h[:, columns], adapter.scaling)
-                else:
-                    own_of_b = of_b[index] * adapter.scaling
-                of_parameters += [own_of_b, *of_magnitude]
+                products = product_fp32(grad.T, kept.h[:, columns]) if of_b is None else of_b[index]
+                of_parameters += [products * adapter.scaling, *of_magnitude]
                 start += adapter.rank
             if needed:
                 parts += member.frozen.input_gradient(grad, parts.pop() if parts else None)
@@ -284,9 +281,8 @@ def refresh(groups: list[LinearGroup]) -> None:
     torch._foreach_copy_(rounded, [*scaled, *(adapter.a for adapter in adapters)])
 
 
-def product_fp32(left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
-    """Return factor * left @ right in float32; 16-bit inputs are summed in float32 and not rounded in between."""
+def product_fp32(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in float32; 16-bit inputs are summed in float32 and not rounded in between."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
-        result = torch.empty((len(left), right.shape[1]), dtype=torch.float32, device=left.device)
-        return torch.addmm(result, left, right, out_dtype=torch.float32, beta=0, alpha=factor, out=result)
-    return (left @ right).float() * factor
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
