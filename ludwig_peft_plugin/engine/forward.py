@@ -32,12 +32,12 @@ def output_layer(model: Any) -> nn.Module | None:
     return head
 
 
-def frozen_matrix(head: Any, dtype: torch.dtype) -> Tensor | None:
-    """Return the output matrix (V, H) of a plain output layer that is not trained and multiplies in `dtype`."""
+def frozen_matrix(head: Any) -> Tensor | None:
+    """Return the output matrix (V, H) of a plain output layer that is not trained and multiplies in its own dtype."""
     plain = type(head) is nn.Linear
-    if not plain or head.bias is not None or head.weight.requires_grad:
+    if not plain or head.bias is not None or head.weight.requires_grad or torch.is_autocast_enabled("cuda"):
         return None
-    return head.weight if head.weight.dtype == dtype and not torch.is_autocast_enabled("cuda") else None
+    return head.weight
 
 
 def target_states(model: Any, batch: MicroBatch) -> Tensor:

@@ -21,14 +21,17 @@ from ludwig_peft_plugin.engine.elementwise import cross_entropy_
 LOGITS_BYTES = 256 * 1024**2
 """Memory the logits of one chunk take: large enough for full matrix speed, small beside the activations."""
 
+ROWS_OF_A_CHUNK = 4096
+"""The most targets of a chunk. More are no faster, and with a small vocabulary there would be thousands of sizes."""
+
 ROWS_OF_A_TRAINED_HEAD = 1024
 
 ROW_STEP = 128
 """On a GPU the last chunk is filled up to a multiple of this. No two batches have equally many targets, matrix products
 have a kernel for every few sizes, and when one is first used the driver loads it, for which all work has to end. Of the
-sizes that are left, all are used once before the first loss."""
+sizes that are left, `load_kernels` uses all once."""
 
-_used: set[tuple[Any, ...]] = set()  # output matrices, by what decides on their kernels
+_loaded: set[tuple[Any, ...]] = set()  # output matrices, by what decides on their kernels
 
 FLOAT16_SCALE = 1024.0
 """float16 cannot hold the small entries of a softmax gradient; they are computed this much larger."""
@@ -40,8 +43,6 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         with_gradient = ctx.needs_input_grad[0]
         scale = FLOAT16_SCALE if hidden.dtype == torch.float16 else 1.0
         count = len(hidden)
-        if hidden.is_cuda:
-            _use_every_size(weight, with_gradient)
         hidden = filled_up(hidden)
         gradient = torch.empty_like(hidden) if with_gradient else None
         losses, hits = [], []
@@ -74,20 +75,30 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
 def rows_per_chunk(weight: Tensor) -> int:
     """Return for how many targets logits are made at a time."""
-    rows = LOGITS_BYTES // (len(weight) * weight.element_size())
+    rows = min(LOGITS_BYTES // (len(weight) * weight.element_size()), ROWS_OF_A_CHUNK)
     return max(ROW_STEP, rows // ROW_STEP * ROW_STEP)
 
 
-def _use_every_size(weight: Tensor, with_gradient: bool) -> None:
-    """Have the driver load the kernels for every size of a last chunk, once for each kind of output matrix (V, H)."""
-    kind = (weight.shape, weight.dtype, weight.device, with_gradient)
-    if kind in _used:
+def load_kernels(weight: Tensor) -> None:
+    """Have the GPU's driver load the kernels for every size of a last chunk, once for each kind of output matrix.
+
+    To be called before a forward pass, whose activations then take the memory that this takes for a moment.
+
+    Args:
+        weight: the output matrix, shape (V, H). If it is not on a GPU, nothing is done.
+    """
+    if weight.device.type != "cuda":
         return
-    _used.add(kind)
-    for rows in range(ROW_STEP, rows_per_chunk(weight), ROW_STEP):
-        logits = weight.new_zeros(rows, weight.shape[1]) @ weight.T
-        if with_gradient:
-            logits @ weight
+    with_gradient = torch.is_grad_enabled()
+    kind = (weight.shape, weight.dtype, weight.device, with_gradient)
+    if kind in _loaded:
+        return
+    _loaded.add(kind)
+    with torch.no_grad():
+        for rows in range(ROW_STEP, rows_per_chunk(weight), ROW_STEP):
+            logits = weight.new_zeros(rows, weight.shape[1]) @ weight.T
+            if with_gradient:
+                logits @ weight
 
 
 def filled_up(hidden: Tensor) -> Tensor:

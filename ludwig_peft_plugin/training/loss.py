@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.forward import frozen_matrix, output_layer, target_logits, target_states
-from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy
+from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy, load_kernels
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ def target_loss(model: Any, batch: MicroBatch) -> TargetLoss:
         loss_sum, losses = all_losses.sum(), all_losses.detach()
         hits = logits.detach().argmax(dim=-1) == batch.targets
     else:
-        states = target_states(model, batch)
-        weight = frozen_matrix(head, states.dtype)
+        weight = frozen_matrix(head)
         if weight is not None:
+            load_kernels(weight)
+        states = target_states(model, batch)
+        if weight is not None and weight.dtype == states.dtype:
             loss_sum, losses, hits = fused_linear_cross_entropy(states, weight, batch.targets)
         else:
             loss_sum, losses, hits = chunked_cross_entropy(head, states, batch.targets)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ludwig_peft_plugin.engine import loss
-from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy
+from ludwig_peft_plugin.engine.loss import chunked_cross_entropy, fused_linear_cross_entropy, load_kernels
 
 VOCABULARY, HIDDEN = 300, 32
 
@@ -51,6 +51,12 @@ def test_equals_the_plain_loss(device: str, count: int, trained: bool) -> None:
         torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-4)
 
 
+def test_a_small_vocabulary_has_no_more_sizes_of_chunks_than_a_large_one() -> None:
+    assert loss.rows_per_chunk(torch.empty(300, 8)) == loss.ROWS_OF_A_CHUNK
+    assert loss.rows_per_chunk(torch.empty(128_256, 8, dtype=torch.bfloat16)) == 1024
+    assert loss.rows_per_chunk(torch.empty(10**7, 8)) == loss.ROW_STEP
+
+
 @pytest.mark.gpu
 def test_a_new_number_of_targets_does_not_wait_for_the_gpu() -> None:
     """A matrix kernel that is used for the first time is loaded, which takes until the GPU has nothing left to do."""
@@ -67,6 +73,7 @@ def test_a_new_number_of_targets_does_not_wait_for_the_gpu() -> None:
         fused_linear_cross_entropy(hidden, weight, targets)[0].backward()
         return before.query()
 
+    load_kernels(weight)
     chunk = loss.rows_per_chunk(weight)
     run(chunk)
     assert not any(run(count) for count in (chunk + 67, chunk + 200, chunk + 333, chunk + 417, chunk + 850))
