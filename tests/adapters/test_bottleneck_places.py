@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from peft import get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
@@ -90,13 +91,6 @@ def adapted(model: PreTrainedModel, **options: Any) -> Any:
         return get_peft_model(model, config).eval()
 
 
-def disturb(model: Any) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-
-
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
     result: Tensor = model(input_ids=IDS).logits
@@ -124,7 +118,7 @@ def test_starts_as_the_base_and_has_an_effect(name: str, architecture: str) -> N
     expected = logits(model)
     wrapped = adapted(model, architecture=architecture)
     assert torch.equal(logits(wrapped), expected)
-    disturb(wrapped)
+    disturbed(wrapped, 0.2)
     wrapped(input_ids=IDS).logits.square().sum().backward()
     gradients = {key: p.grad for key, p in wrapped.named_parameters() if p.requires_grad}
     assert all(gradient is not None and gradient.norm() > 0 for gradient in gradients.values())
@@ -143,7 +137,7 @@ def test_an_adapter_reads_the_sum_behind_its_half_of_the_block(name: str, attent
     behind = sites[FEED_FORWARD].residual if attention else f"{block.removesuffix('0')}1"
     y = first_input(model, behind)
     wrapped = adapted(model, mh_adapter=attention, output_adapter=not attention, leave_out=[1])
-    disturb(wrapped)
+    disturbed(wrapped, 0.2)
     (layer,) = (module for module in wrapped.modules() if isinstance(module, BottleneckLayer))
     down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"]
     change = up(torch.relu(down(y)))

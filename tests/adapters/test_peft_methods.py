@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from ludwig.schema.llms.peft import adapter_registry
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
@@ -26,15 +27,6 @@ def section(name: str, **given: Any) -> Any:
     return adapter_registry[name](**given)
 
 
-def disturb(model: Any) -> None:
-    """Change every trained parameter, so that an adapter that starts as nothing does something."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-
-
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_on_a_quantised_base_it_is_what_it_is_on_the_dequantised_one(tiny: Any, name: str, bits: int) -> None:
@@ -45,8 +37,8 @@ def test_on_a_quantised_base_it_is_what_it_is_on_the_dequantised_one(tiny: Any, 
     for key, value in mine.items():
         assert torch.allclose(value, theirs[key], atol=1e-6), key
         value.data = theirs[key].data.clone()
-    disturb(model)
-    disturb(plain)
+    disturbed(model, 0.05)
+    disturbed(plain, 0.05)
     with weight_only_forward(model):
         assert torch.allclose(tiny.logits(model), tiny.logits(plain), atol=1e-4)
         gradients, expected = tiny.gradients(model), tiny.gradients(plain)
@@ -62,7 +54,7 @@ def test_folder_is_exact_whatever_the_seed(tiny: Any, name: str, bits: int | Non
             tiny.attach(section(name), tiny.base(bits=bits))
         return
     model = tiny.attach(section(name), tiny.base(bits=bits))
-    disturb(model)
+    disturbed(model, 0.05)
     expected = tiny.logits(model)
     save_adapter(model, str(tmp_path))
     torch.manual_seed(1234)
@@ -76,7 +68,7 @@ def test_folder_is_exact_whatever_the_seed(tiny: Any, name: str, bits: int | Non
 @pytest.mark.parametrize("name", [name for name, cls in TYPES.items() if cls.mergeable and name != "beft"])
 def test_merged_copy_of_a_quantised_base_is_the_model(tiny: Any, name: str) -> None:
     model = tiny.attach(section(name), tiny.base(bits=4 if name in QUANTIZED else None))
-    disturb(model)
+    disturbed(model, 0.05)
     merged = merged_copy(model, torch.float32)
     with weight_only_forward(model):
         assert torch.allclose(tiny.logits(merged), tiny.logits(model), rtol=1e-4, atol=1e-4)
@@ -116,7 +108,7 @@ def test_trained_biases_are_saved_and_merged(tiny: Any, tmp_path: Any, bits: int
     model = attach_adapter(base(), section("hra", bias="hra_only", target_modules=["q_proj", "v_proj"]))
     trained = [n for n, p in model.named_parameters() if p.requires_grad and n.endswith("bias")]
     assert len(trained) == 4
-    disturb(model)
+    disturbed(model, 0.05)
     save_adapter(model, str(tmp_path / "adapter"))
     loaded = load_adapter(base(), str(tmp_path / "adapter"), trainable=False)
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
@@ -195,7 +187,7 @@ def gpt2(tiny: Any) -> Any:
 @pytest.mark.parametrize("name", ["vera", "fourierft", "ia3"])
 def test_conv1d_of_gpt2(name: str, gpt2: Any, tiny: Any) -> None:
     model = attach_adapter(gpt2, section(name))
-    disturb(model)
+    disturbed(model, 0.05)
     assert torch.allclose(tiny.logits(merged_copy(model, torch.float32)), tiny.logits(model), rtol=1e-4, atol=1e-4)
 
 
@@ -206,7 +198,7 @@ def test_a_method_without_layers_for_conv1d_says_so(gpt2: Any) -> None:
 
 def test_lily_routes_each_token_by_itself(tiny: Any, tmp_path: Any) -> None:
     model = tiny.attach(section("lily", stride_A=2, num_B=3))
-    disturb(model)
+    disturbed(model, 0.05)
     whole = tiny.logits(model)[1:2, :10]
     with torch.no_grad():
         assert torch.allclose(model(input_ids=tiny.ids[1:2, :10]).logits, whole, atol=1e-5)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from ludwig.schema.llms.peft import adapter_registry
 from transformers import LlamaForCausalLM, PreTrainedModel
 
@@ -57,15 +58,6 @@ def attached(tiny: Any, model: PreTrainedModel, name: str) -> Any:
     return attach_adapter(model, section(name)).eval()
 
 
-def disturb(model: Any) -> None:
-    """Change every trained parameter, so that an adapter that starts as nothing does something."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-
-
 def trained(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -85,8 +77,8 @@ def test_equals_the_adapter_on_the_dequantised_base(tiny: Any, name: str, mode: 
         assert value.dtype == torch.float32 or name == "ln_tuning"  # which trains layers of the base
     assert torch.equal(tiny.logits(model), tiny.logits(plain))
     start = tiny.logits(model)
-    disturb(model)
-    disturb(plain)
+    disturbed(model, 0.05)
+    disturbed(plain, 0.05)
     assert (tiny.logits(model) - start).abs().max() > 1e-3
     assert torch.equal(tiny.logits(model), tiny.logits(plain))
     gradients, references = tiny.gradients(model), tiny.gradients(plain)
@@ -110,7 +102,7 @@ def test_saves_loads_and_merges(tiny: Any, cls: Any, mode: str, tmp_path: Any) -
 @pytest.mark.parametrize("name", ["ia3", "loha", "oft", "vera"])
 def test_ludwigs_types_merge(tiny: Any, name: str) -> None:
     model = attached(tiny, base(tiny, "float8"), name)
-    disturb(model)
+    disturbed(model, 0.05)
     torch.testing.assert_close(tiny.logits(merged_copy(model, torch.float32)), tiny.logits(model), rtol=0, atol=1e-5)
 
 

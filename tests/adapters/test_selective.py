@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from ludwig.schema.llms.peft import adapter_registry
 from peft import LNTuningModel, PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -41,25 +42,15 @@ def section(case: str, **options: Any) -> Any:
 
 def base(tiny: Any, case: str, **options: Any) -> Any:
     """Return the case's base, whose biases and norms are not zeros and ones, where mistakes would not show."""
-    return disturbed(tiny.base(**CASES[case][2], **options))
+    return with_random_vectors(tiny.base(**CASES[case][2], **options))
 
 
-def disturbed(model: Any, scale: float = 0.2) -> Any:
+def with_random_vectors(model: Any, scale: float = 0.2) -> Any:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1 and parameter.is_floating_point():
                 parameter.add_((torch.randn(parameter.shape, generator=generator) * scale).to(parameter.dtype))
-    return model
-
-
-def change(model: Any, scale: float = 0.1, seed: int = 3) -> Any:
-    """Move the trained copies away from where they start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
     return model
 
 
@@ -114,7 +105,7 @@ def test_on_a_quantised_base(tiny: Any, case: str, bits: int, tmp_path: Path) ->
     tolerance = 1e-4 if bits == 4 else 0.1  # LLM.int8() rounds activations too
     for name, gradient in gradients.items():
         assert (gradient - again[name]).norm() <= tolerance * again[name].norm(), name
-    change(model)
+    disturbed(model, 0.1, seed=3)
     trained = tiny.logits(model)
     save_adapter(model, str(tmp_path))
     loaded = load_adapter(base(tiny, case, bits=bits), str(tmp_path), trainable=False)
@@ -133,7 +124,7 @@ def test_quantised_weights_are_refused_and_others_trained(tiny: Any) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_saved_is_what_was_chosen_and_loads_to_the_same_model(tiny: Any, case: str, tmp_path: Path) -> None:
-    model = change(tiny.attach(section(case), base(tiny, case)))
+    model = disturbed(tiny.attach(section(case), base(tiny, case)), 0.1, seed=3)
     save_adapter(model, str(tmp_path))
     stored = load_file(tmp_path / "adapter_model.safetensors")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -151,7 +142,7 @@ def test_saved_is_what_was_chosen_and_loads_to_the_same_model(tiny: Any, case: s
 def test_merged_gives_the_same_logits(tiny: Any, case: str, dtype: Any) -> None:
     """Without rounding twice: the copies are rounded in every forward pass as they are when they are merged."""
     plain = base(tiny, case, dtype=dtype)
-    model = change(tiny.attach(section(case), plain))
+    model = disturbed(tiny.attach(section(case), plain), 0.1, seed=3)
     trained = tiny.logits(model)
     model.merge_adapter()
     tolerance = 0.03 if case == "new biases" and dtype == torch.bfloat16 else 1e-6  # which adds after rounding
@@ -170,14 +161,14 @@ def test_merged_gives_the_same_logits(tiny: Any, case: str, dtype: Any) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_several_adapters_on_one_base(tiny: Any, case: str) -> None:
-    model = change(tiny.attach(section(case), base(tiny, case)))
+    model = disturbed(tiny.attach(section(case), base(tiny, case)), 0.1, seed=3)
     first = tiny.logits(model)
     model.add_adapter("other", section(case).to_config(task_type="CAUSAL_LM"))
     model.set_adapter("other")
     with model.disable_adapter():
         plain = tiny.logits(model)
     assert torch.equal(tiny.logits(model), plain)
-    change(model, seed=4)
+    disturbed(model, 0.1, seed=4)
     second = tiny.logits(model)
     model.set_adapter("default")
     assert torch.equal(tiny.logits(model), first)
@@ -218,7 +209,7 @@ def test_a_tied_weight_is_trained_once_and_in_both_places(tiny: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT of each LlamaRMSNorm
 def test_folders_of_ln_tuning_are_those_of_peft(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = change(tiny.attach(section("norms"), base(tiny, "norms")))
+    model = disturbed(tiny.attach(section("norms"), base(tiny, "norms")), 0.1, seed=3)
     logits = tiny.logits(model)
     save_adapter(model, str(tmp_path / "ours"))
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LN_TUNING] is NormTuningModel
@@ -245,7 +236,7 @@ def test_a_saved_choice_does_not_depend_on_the_rule(tiny: Any, tmp_path: Path) -
 
 
 def test_training_goes_on_from_a_trained_adapter_of_the_same_type(tiny: Any, tmp_path: Path) -> None:
-    model = change(tiny.attach(section("norms"), base(tiny, "norms")))
+    model = disturbed(tiny.attach(section("norms"), base(tiny, "norms")), 0.1, seed=3)
     save_adapter(model, str(tmp_path))
     again = tiny.attach(section("norms", pretrained_adapter_weights=str(tmp_path)), base(tiny, "norms"))
     assert torch.equal(tiny.logits(again), tiny.logits(model))

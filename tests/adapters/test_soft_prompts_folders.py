@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from soft_prompt_models import COUNT, NETWORKS, VARIANTS, disturbed, logits, section, train
+from soft_prompt_models import COUNT, NETWORKS, VARIANTS, logits, section, train
 
 from ludwig_peft_plugin.adapters.io import load_adapter, save_adapter
 from ludwig_peft_plugin.adapters.soft_prompt_io import ENCODER
@@ -19,7 +20,7 @@ from ludwig_peft_plugin.errors import AdapterError
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_folder_gives_the_same_logits(tiny: Any, variant: str, tmp_path: Path) -> None:
     folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
+    model = disturbed(tiny.attach(section(variant)), 0.3).eval()
     expected = logits(tiny, model)
     save_adapter(model, folder)
     held = load_file(f"{folder}/adapter_model.safetensors")
@@ -35,7 +36,7 @@ def test_a_saved_folder_gives_the_same_logits(tiny: Any, variant: str, tmp_path:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_goes_on_from_a_folder_as_if_it_had_not_stopped(tiny: Any, variant: str, tmp_path: Path) -> None:
     folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
+    model = disturbed(tiny.attach(section(variant)), 0.3).eval()
     save_adapter(model, folder)
     other = tiny.attach(section(variant, pretrained_adapter_weights=folder))
     for each in (model, other):
@@ -53,7 +54,7 @@ def test_training_goes_on_from_a_folder_as_if_it_had_not_stopped(tiny: Any, vari
 def test_folders_of_plain_peft(tiny: Any, variant: str, tmp_path: Path) -> None:
     """PEFT leaves the network out: such a folder predicts, and only a prefix is a thing to train by itself."""
     folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
+    model = disturbed(tiny.attach(section(variant)), 0.3).eval()
     model.save_pretrained(folder, save_embedding_layers=False)
     assert list(load_file(f"{folder}/adapter_model.safetensors")) == ["prompt_embeddings"]
     loaded = load_adapter(tiny.base(), folder, trainable=False)
@@ -72,7 +73,7 @@ def test_folders_of_plain_peft(tiny: Any, variant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_loaded_adapter_replaces_the_one_before(tiny: Any, variant: str, tmp_path: Path) -> None:
     folder = str(tmp_path / "adapter")
-    model = disturbed(tiny.attach(section(variant)))
+    model = disturbed(tiny.attach(section(variant)), 0.3).eval()
     expected = logits(tiny, model)
     save_adapter(model, folder)
     enable_checkpointing(model.train())

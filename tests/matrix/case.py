@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from disturbed import disturbed
 from ludwig.schema.llms.peft import adapter_registry
 from torch import Tensor
 
@@ -102,11 +103,7 @@ class Case:
 
     def disturbed(self, model: Any) -> Any:
         """Return `model` with noise, always the same, on every parameter that is trained."""
-        generator = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            for parameter in self.trained(model).values():
-                parameter += self.spread * torch.randn(parameter.shape, generator=generator)
-        return model
+        return disturbed(model, self.spread)
 
     @property
     def spread(self) -> float:

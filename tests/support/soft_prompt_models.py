@@ -31,16 +31,6 @@ def section(variant: str, **options: Any) -> Any:
     return adapter_registry[kind](**{**size, **given, **options})
 
 
-def disturbed(model: Any) -> Any:
-    """Return the model with weights that are far from its start."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 @torch.no_grad()
 def logits(tiny: Any, model: Any) -> Tensor:
     model.eval()
