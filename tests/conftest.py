@@ -2,7 +2,9 @@
 
 import logging
 import os
+import random
 import shutil
+import sys
 import tempfile
 
 _caches = tempfile.mkdtemp(prefix="ludwig-peft-plugin-tests-")
@@ -30,6 +32,16 @@ def _own_log_levels() -> None:
     """Undo the level that a LudwigModel of an earlier test has set: it is one for the whole process."""
     for name in ("ludwig", "ludwig_peft_plugin"):
         logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Begin every test with the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
