@@ -31,7 +31,7 @@ ROW_STEP = 128
 have a kernel for every few sizes, and when one is first used the driver loads it, for which all work has to end. Of the
 sizes that are left, `load_kernels` uses all once."""
 
-_loaded: set[tuple[Any, ...]] = set()  # output matrices, by what decides on their kernels
+_loaded: dict[tuple[Any, ...], int] = {}  # the largest size so far, by what decides on the kernels of an output matrix
 
 FLOAT16_SCALE = 1024.0
 """float16 cannot hold the small entries of a softmax gradient; they are computed this much larger."""
@@ -79,26 +79,33 @@ def rows_per_chunk(weight: Tensor) -> int:
     return max(ROW_STEP, rows // ROW_STEP * ROW_STEP)
 
 
-def load_kernels(weight: Tensor) -> None:
-    """Have the GPU's driver load the kernels for every size of a last chunk, once for each kind of output matrix.
+def load_kernels(weight: Tensor, targets: int) -> None:
+    """Have the GPU's driver load the kernels for the sizes of a last chunk that have not been used so far.
 
-    To be called before a forward pass, whose activations then take the memory that this takes for a moment.
+    To be called before a forward pass, when the memory of its activations is still free for the logits made here. They
+    are those of twice as many targets as the batch has, so that a somewhat larger one later brings no new sizes.
 
     Args:
         weight: the output matrix, shape (V, H). If it is not on a GPU, nothing is done.
+        targets: targets of the batch.
     """
     if weight.device.type != "cuda":
         return
     with_gradient = torch.is_grad_enabled()
     kind = (weight.shape, weight.dtype, weight.device, with_gradient)
-    if kind in _loaded:
-        return
-    _loaded.add(kind)
+    sizes = _sizes_to_load(_loaded.get(kind, 0), targets, rows_per_chunk(weight))
     with torch.no_grad():
-        for rows in range(ROW_STEP, rows_per_chunk(weight), ROW_STEP):
+        for rows in sizes:
             logits = weight.new_zeros(rows, weight.shape[1]) @ weight.T
             if with_gradient:
                 logits @ weight
+            _loaded[kind] = rows
+
+
+def _sizes_to_load(before: int, targets: int, largest: int) -> range:
+    """Return the sizes above `before`, up to twice the targets and to a whole chunk."""
+    most = -(-min(2 * targets, largest) // ROW_STEP) * ROW_STEP
+    return range(before + ROW_STEP, most + 1, ROW_STEP)
 
 
 def filled_up(hidden: Tensor) -> Tensor:

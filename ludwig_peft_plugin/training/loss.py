@@ -49,7 +49,7 @@ def target_loss(model: Any, batch: MicroBatch) -> TargetLoss:
     else:
         weight = frozen_matrix(head)
         if weight is not None:
-            load_kernels(weight)
+            load_kernels(weight, len(batch.targets))
         states = target_states(model, batch)
         if weight is not None and weight.dtype == states.dtype:
             loss_sum, losses, hits = fused_linear_cross_entropy(states, weight, batch.targets)

@@ -57,6 +57,15 @@ def test_a_small_vocabulary_has_no_more_sizes_of_chunks_than_a_large_one() -> No
     assert loss.rows_per_chunk(torch.empty(10**7, 8)) == loss.ROW_STEP
 
 
+def test_every_size_is_loaded_once_and_none_that_takes_much_more_than_the_batch() -> None:
+    loaded, found = 0, []
+    for targets in (100, 128, 129, 2000, 5000):
+        sizes = list(loss._sizes_to_load(loaded, targets, 1024))
+        loaded = sizes[-1] if sizes else loaded
+        found.append(sizes)
+    assert found == [[128, 256], [], [384], [512, 640, 768, 896, 1024], []]
+
+
 @pytest.mark.gpu
 def test_a_new_number_of_targets_does_not_wait_for_the_gpu() -> None:
     """A matrix kernel that is used for the first time is loaded, which takes until the GPU has nothing left to do."""
@@ -73,7 +82,7 @@ def test_a_new_number_of_targets_does_not_wait_for_the_gpu() -> None:
         fused_linear_cross_entropy(hidden, weight, targets)[0].backward()
         return before.query()
 
-    load_kernels(weight)
     chunk = loss.rows_per_chunk(weight)
+    load_kernels(weight, chunk)
     run(chunk)
     assert not any(run(count) for count in (chunk + 67, chunk + 200, chunk + 333, chunk + 417, chunk + 850))
