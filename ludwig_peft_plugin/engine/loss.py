@@ -22,14 +22,14 @@ LOGITS_BYTES = 256 * 1024**2
 """Memory the logits of one chunk take: large enough for full matrix speed, small beside the activations."""
 
 ROWS_OF_A_CHUNK = 4096
-"""The most targets of a chunk. More are no faster, and with a small vocabulary there would be thousands of sizes."""
+"""The most targets of a chunk: with a small vocabulary there would otherwise be thousands of sizes to load."""
 
 ROWS_OF_A_TRAINED_HEAD = 1024
 
 ROW_STEP = 128
 """On a GPU the last chunk is filled up to a multiple of this. No two batches have equally many targets, matrix products
-have a kernel for every few sizes, and when one is first used the driver loads it, for which all work has to end. Of the
-sizes that are left, `load_kernels` uses all once."""
+have a kernel for every few sizes, and when one is first used the driver loads it, for which all work has to end.
+`load_kernels` uses the sizes that are left beforehand."""
 
 _loaded: dict[tuple[Any, ...], int] = {}  # the largest size so far, by what decides on the kernels of an output matrix
 
@@ -86,7 +86,7 @@ def load_kernels(weight: Tensor, targets: int) -> None:
     are those of twice as many targets as the batch has, so that a somewhat larger one later brings no new sizes.
 
     Args:
-        weight: the output matrix, shape (V, H). If it is not on a GPU, nothing is done.
+        weight: the output matrix, shape (V, H), without gradient. If it is not on a GPU, nothing is done.
         targets: targets of the batch.
     """
     if weight.device.type != "cuda":
@@ -94,18 +94,16 @@ def load_kernels(weight: Tensor, targets: int) -> None:
     with_gradient = torch.is_grad_enabled()
     kind = (weight.shape, weight.dtype, weight.device, with_gradient)
     sizes = _sizes_to_load(_loaded.get(kind, 0), targets, rows_per_chunk(weight))
-    with torch.no_grad():
-        for rows in sizes:
-            logits = weight.new_zeros(rows, weight.shape[1]) @ weight.T
-            if with_gradient:
-                logits @ weight
-            _loaded[kind] = rows
+    for rows in sizes:
+        logits = weight.new_zeros(rows, weight.shape[1]) @ weight.T
+        if with_gradient:
+            logits @ weight
+        _loaded[kind] = rows
 
 
 def _sizes_to_load(before: int, targets: int, largest: int) -> range:
-    """Return the sizes above `before`, up to twice the targets and to a whole chunk."""
-    most = -(-min(2 * targets, largest) // ROW_STEP) * ROW_STEP
-    return range(before + ROW_STEP, most + 1, ROW_STEP)
+    """Return the sizes above `before` for up to twice the targets, but not above that of a whole chunk."""
+    return range(before + ROW_STEP, min(2 * targets, largest) + ROW_STEP, ROW_STEP)
 
 
 def filled_up(hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from disturbed import disturbed
 
 from ludwig_peft_plugin.adapters.build import attach_adapter
 from ludwig_peft_plugin.adapters.methods.bottleneck import BottleneckAdapterConfig
@@ -22,9 +22,7 @@ def test_the_folder_is_the_trained_model(
     llm = make_llm(adapter=False, bits=bits, export=["adapterhub", "adapter"])
     llm.config_obj.adapter = BottleneckAdapterConfig(architecture="houlsby", bottleneck_size=5, ln_before=True)
     llm.model = attach_adapter(llm.model.requires_grad_(False), llm.config_obj.adapter)
-    for parameter in llm.model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
+    disturbed(llm.model, 0.1)
     results = export_all(llm, str(tmp_path), summary)
     assert [result.format for result in results] == ["adapterhub", "adapter"]
     assert all(result.max_abs_difference < 1e-5 for result in results)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from disturbed import disturbed
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -35,15 +36,6 @@ def difference(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
 
 
-def shaken(llm: Any) -> Any:
-    """Move every trained weight, so that no initialisation is the identity."""
-    torch.manual_seed(3)
-    for parameter in llm.model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.02 * torch.randn_like(parameter)
-    return llm.model
-
-
 CASES = [
     *(("lora", bits, tied) for bits in (None, 4, 8) for tied in (False, True)),
     *((kind, None, True) for kind in KINDS if kind != "lora"),
@@ -57,7 +49,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "bits", "tied"), CASES)
 def test_merged_equals_trained(make_llm: Any, tmp_path: Path, kind: str, bits: int | None, tied: bool) -> None:
-    model = shaken(make_llm(bits=bits, tied=tied, **KINDS[kind]))
+    model = disturbed(make_llm(bits=bits, tied=tied, **KINDS[kind]).model, 0.02)
     trained = logits_of(model, TOKENS)
     with warnings.catch_warnings(action="ignore"), model.disable_adapter():
         assert difference(logits_of(model, TOKENS), trained) > 0.05
