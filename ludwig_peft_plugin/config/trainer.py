@@ -35,7 +35,7 @@ class FineTuneTrainerConfig(StockFineTuneTrainerConfig):
         allow_none=True,
         description=(
             "The tokens of a batch, instead of `batch_size` examples: as many whole rows as fit. At least the length "
-            "of the longest row."
+            "of the longest row. A row's last token does not count, since it is only predicted."
         ),
     )
 

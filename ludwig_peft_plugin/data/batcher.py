@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ludwig.data.batcher.base import Batcher
 
-from ludwig_peft_plugin.data.batches import Room, StepBatch, collate, target_counts
+from ludwig_peft_plugin.data.batches import Room, StepBatch, collate, read_lengths, target_counts
 from ludwig_peft_plugin.data.packing import Plan, by_best_fit, by_count, by_tokens
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ class TokenBatcher(Batcher):
     """The optimiser steps of an epoch, in an order that depends on the seed and the epoch alone.
 
     A step is `accumulation` micro-batches of `batch_size` rows each, drawn anew in each epoch. With a `capacity`, a
-    micro-batch is rows of at most so many tokens instead; then the same rows go together in every epoch and only the
-    order of the micro-batches changes, so that each epoch has as many steps as the first. The last, smaller step of
-    an epoch is kept.
+    micro-batch is rows of which at most so many tokens are read; then the same rows go together in every epoch and
+    only the order of the micro-batches changes, so that each epoch has as many steps as the first. The last, smaller
+    step of an epoch is kept.
 
     Attributes:
         step: how many steps of the epoch have been handed out.
@@ -51,7 +51,7 @@ class TokenBatcher(Batcher):
             accumulation: micro-batches of a step.
             shuffle: whether the order is random; else it is the dataset's.
             seed: seed of the order.
-            capacity: tokens of a micro-batch at most, not less than the longest row; None counts rows.
+            capacity: tokens that a micro-batch reads at most, not less than the longest row; None counts rows.
             packing: fill micro-batches as far as whole rows can, instead of taking rows as they come.
             fixed_length: bring every micro-batch up to `capacity` tokens, with filler that carries no loss.
             skip_steps: steps at the start of the next epoch that are left out, to go on in the middle of one.
@@ -70,11 +70,11 @@ class TokenBatcher(Batcher):
         self._room = None
         if capacity is not None and len(dataset):
             sequences = int(np.diff(self._plan.starts).max())
-            self._room = Room(capacity, sequences, int(dataset.input_ids.lengths.max()), self._most_targets())
+            self._room = Room(capacity, sequences, int(self._lengths().max()), self._most_targets())
 
     def _fixed_plan(self, packing: bool) -> Plan:
         assert self.capacity is not None
-        lengths = self.dataset.input_ids.lengths
+        lengths = self._lengths()
         order = self._shuffled(len(lengths), self.seed)
         plan = (by_best_fit if packing else by_tokens)(lengths, order, self.capacity)
         filled = 100 * int(lengths.sum()) / max(1, len(plan) * self.capacity)
@@ -82,6 +82,10 @@ class TokenBatcher(Batcher):
         message = "%s: %s rows in %s batches of %s tokens, %.1f%% filled"
         logger.info(message, name, f"{len(lengths):,}", f"{len(plan):,}", f"{self.capacity:,}", filled)
         return plan
+
+    def _lengths(self) -> np.ndarray:
+        """Return how many tokens of each row the model reads, shape (n,)."""
+        return read_lengths(self.dataset.input_ids.lengths, self.dataset.has_targets)
 
     def _most_targets(self) -> int:
         """Return how many tokens carry loss in the group that has the most of them."""

@@ -3,6 +3,9 @@
 A micro-batch has no padding: its rows lie one after another in one flat row, with positions that start again at each
 of them and the offsets at which they start. Attention keeps within a row, so what a row learns depends neither on its
 neighbours nor on how rows were grouped.
+
+The model does not read the last token of a row with a target: it is only predicted. Nothing is predicted from it, and no
+token before it sees it, so loss and gradients are those of the whole row.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class Room:
     """What the largest micro-batch of a run needs; one memory layout of this size serves them all.
 
     Attributes:
-        tokens: of a micro-batch.
+        tokens: that a micro-batch reads.
         sequences: of a micro-batch.
         max_length: tokens of the longest sequence.
         targets: tokens of a micro-batch that carry loss.
@@ -40,11 +43,11 @@ class Room:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together, T tokens in all, of which M are targets.
+    """Rows that go through the model together: T tokens are read, M are targets.
 
     Attributes:
         rows: indices of the dataset's rows, in the order of the sequences, shape (B,).
-        input_ids: the sequences one after another, shape (T,), int64.
+        input_ids: the sequences one after another, shape (T,), int64; with targets, each without its row's last token.
         position_ids: each token's place in its own sequence, shape (T,), int64.
         cu_seqlens: where each sequence starts and the last one ends, shape (S + 1,), int32. S is B, or more where
             sequences of filler tokens, which have no targets, bring T up to a fixed length.
@@ -52,7 +55,7 @@ class MicroBatch:
         targets: the tokens that carry loss, shape (M,), int64. The first token of a row is never predicted.
         target_positions: the place in the flat row whose output predicts each target, shape (M,), int64.
         target_rows: which of the B sequences each target belongs to, shape (M,), int64, ascending.
-        tokens: tokens of the dataset's rows, filler left out.
+        tokens: tokens of the dataset's rows, their last ones included, filler left out.
         room: what the run's largest micro-batch needs, where that is known.
         task_ids: which task each row belongs to, shape (B,), int64; None where the data name none.
     """
@@ -116,10 +119,12 @@ def collate(
         room: what the run's largest micro-batch needs.
 
     Raises:
-        ValueError: the rows have more than `length` tokens.
+        ValueError: more than `length` tokens of the rows are read.
     """
     sequences = [dataset.input_ids[int(row)] for row in rows]
-    lengths = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    whole = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
+    lengths = read_lengths(whole, dataset.has_targets)
+    read = [sequence[:length] for sequence, length in zip(sequences, lengths.tolist(), strict=True)]
     tokens, longest = int(lengths.sum()), int(lengths.max(initial=1))
     if length is not None:
         if tokens > length:
@@ -128,7 +133,7 @@ def collate(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     total = int(offsets[-1])
     input_ids = np.zeros(total, dtype=np.int64)
-    input_ids[:tokens] = np.concatenate(sequences)
+    input_ids[:tokens] = np.concatenate(read)
     position_ids = np.arange(total) - np.repeat(offsets[:-1], lengths)
     targets, places, owners = _targets(dataset, rows, sequences, offsets)
     return MicroBatch(
@@ -140,10 +145,15 @@ def collate(
         targets=torch.from_numpy(targets),
         target_positions=torch.from_numpy(places),
         target_rows=torch.from_numpy(owners),
-        tokens=tokens,
+        tokens=int(whole.sum()),
         room=room,
         task_ids=_task_ids(dataset, rows),
     )
+
+
+def read_lengths(lengths: np.ndarray, has_targets: bool) -> np.ndarray:
+    """Return how many tokens of rows with `lengths` tokens, shape (n,), the model reads."""
+    return np.maximum(lengths - 1, np.minimum(lengths, 1)) if has_targets else lengths
 
 
 def _task_ids(dataset: TokenDataset, rows: np.ndarray) -> Tensor | None:
@@ -184,8 +194,8 @@ def _first_targets(dataset: TokenDataset, rows: np.ndarray) -> np.ndarray:
 
 
 def token_batches(dataset: TokenDataset, rows: np.ndarray, tokens: int) -> Iterator[MicroBatch]:
-    """Yield `rows`, in the given order, in micro-batches of at most `tokens` tokens (at least one row each)."""
-    lengths = dataset.input_ids.lengths[rows]
+    """Yield `rows`, in the given order, in micro-batches that read at most `tokens` tokens (at least one row each)."""
+    lengths = read_lengths(dataset.input_ids.lengths[rows], dataset.has_targets)
     start = 0
     while start < len(rows):
         ends = np.cumsum(lengths[start : start + tokens])

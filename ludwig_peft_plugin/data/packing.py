@@ -48,7 +48,7 @@ def token_capacity(
     """Return how many tokens a micro-batch holds at most; None where it holds a fixed number of rows.
 
     Args:
-        lengths: tokens of each row of the dataset, shape (n,).
+        lengths: tokens of each row of the dataset that the model reads, shape (n,).
         tokens: trainer.tokens_per_batch.
         packing: trainer.packing. Without `tokens`, a micro-batch is then as long as `batch_size` rows of the longest
             length there can be: `limit`, or without one the longest row of the data.
@@ -71,8 +71,9 @@ def token_capacity(
         option = f"trainer.packing: batch_size x preprocessing.global_max_sequence_length is {capacity} tokens, which"
         remedy = f"give trainer.tokens_per_batch: {needed} or more"
     raise DataError(
-        f"{option} is less than the longest row needs: row {longest} of the training data has {needed} tokens, and "
-        f"rows are never cut to fit. Either {remedy}, or shorten rows with preprocessing.global_max_sequence_length."
+        f"{option} is less than the longest row needs: the model reads {needed} tokens of row {longest} of the training "
+        f"data (all but the last, which is only predicted), and rows are never cut to fit. Either {remedy}, or shorten "
+        "rows with preprocessing.global_max_sequence_length."
     )
 
 

@@ -17,7 +17,7 @@ from ludwig.constants import MAX_BATCH_SIZE_DATASET_FRACTION, MAX_CPU_BATCH_SIZE
 from ludwig.trainers.trainer import Trainer
 from ludwig.utils.batch_size_tuner import BatchSizeEvaluator
 
-from ludwig_peft_plugin.data.batches import MicroBatch, StepBatch, collate
+from ludwig_peft_plugin.data.batches import MicroBatch, StepBatch, collate, read_lengths
 from ludwig_peft_plugin.training.checkpoint import trained_parameters
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class BatchSizeSearch(BatchSizeEvaluator):
         self.dataset = dataset
         self.train = train
         self.packing = train and bool(trainer.config.packing)
-        lengths = dataset.input_ids.lengths
+        lengths = read_lengths(dataset.input_ids.lengths, dataset.has_targets)
         self._longest = np.argsort(-lengths, kind="stable")
         self._ends = np.cumsum(lengths[self._longest])
         self._device = torch.device(trainer.device)

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import record_function
 
 from ludwig_peft_plugin.data.batcher import TokenBatcher
-from ludwig_peft_plugin.data.batches import StepBatch
+from ludwig_peft_plugin.data.batches import StepBatch, read_lengths
 from ludwig_peft_plugin.data.packing import token_capacity
 from ludwig_peft_plugin.data.prefetch import Prefetch
 
@@ -39,7 +39,7 @@ class StepRows:
         self.packing = bool(config.packing)
         self.compiled = bool(config.compile)
         self.capacity = token_capacity(
-            dataset.input_ids.lengths,
+            read_lengths(dataset.input_ids.lengths, dataset.has_targets),
             config.tokens_per_batch,
             self.packing,
             trainer.batch_size,

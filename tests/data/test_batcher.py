@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ludwig_peft_plugin.data.batcher import TokenBatcher
+from ludwig_peft_plugin.data.batches import read_lengths
 
 GROUPINGS = {
     "examples": {},
@@ -95,12 +96,20 @@ def test_a_capacity_bounds_tokens_and_fixes_who_goes_together(name):
     batcher = TokenBatcher(ROWS, 1, seed=1, **GROUPINGS[name])
     first, second = ({tuple(part) for step in epoch_of(batcher, epoch) for part in step} for epoch in range(2))
     assert first == second
-    assert max(sum(ROWS.lengths[list(part)]) for part in first) <= 64
+    read = ROWS.lengths - 1  # the last token of a row is only predicted
+    assert max(sum(read[list(part)]) for part in first) <= 64
 
 
 def test_packing_needs_fewer_batches_than_taking_rows_as_they_come():
     counts = [TokenBatcher(ROWS, 1, seed=1, **GROUPINGS[name]).steps_per_epoch for name in ("tokens", "packing")]
     assert counts[1] < counts[0]
+
+
+def test_without_targets_rows_are_read_whole():
+    prompts = Rows(ROWS.lengths)
+    prompts.has_targets = False
+    part = TokenBatcher(prompts, 1, shuffle=False).make(0).micro_batches[0]
+    assert part.input_ids.tolist() == prompts[0].tolist()
 
 
 def test_fixed_length_makes_every_batch_as_long():
@@ -130,7 +139,7 @@ def test_a_larger_batch_size_in_a_later_epoch():
 def test_reports_how_full_batches_are(caplog):
     with caplog.at_level(logging.INFO, logger="ludwig_peft_plugin"):
         batcher = TokenBatcher(ROWS, 1, **GROUPINGS["packing"])
-    share = 100 * ROWS.lengths.sum() / (64 * batcher.steps_per_epoch)
+    share = 100 * (ROWS.lengths - 1).sum() / (64 * batcher.steps_per_epoch)
     assert caplog.messages == [
         f"packing: 50 rows in {batcher.steps_per_epoch} batches of 64 tokens, {share:.1f}% filled"
     ]
@@ -143,3 +152,9 @@ def test_the_room_of_a_run_is_what_its_largest_batch_needs(name):
     room = parts[0].room
     assert room.targets == max(part.target_tokens for part in parts) > 0
     assert room.sequences == max(len(part.rows) for part in parts)
+
+
+def test_all_but_the_last_token_are_read_and_a_row_of_one_keeps_it():
+    lengths = np.array([0, 1, 2, 5])
+    assert read_lengths(lengths, has_targets=True).tolist() == [0, 1, 1, 4]
+    assert read_lengths(lengths, has_targets=False).tolist() == [0, 1, 2, 5]

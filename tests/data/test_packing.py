@@ -124,7 +124,7 @@ def test_capacity(tokens, packing, batch_size, limit, expected):
 
 def test_a_row_longer_than_a_batch_is_an_error_that_names_option_and_row():
     lengths = np.array([10, 90, 40])
-    with pytest.raises(DataError, match=r"trainer\.tokens_per_batch: 64.*row 1 .*90 tokens.*at least 90"):
+    with pytest.raises(DataError, match=r"trainer\.tokens_per_batch: 64.*90 tokens of row 1 .*at least 90"):
         token_capacity(lengths, 64, False, 1, None)
-    with pytest.raises(DataError, match=r"trainer\.packing.* 64 tokens.*row 1 .*90 tokens.*tokens_per_batch: 90"):
+    with pytest.raises(DataError, match=r"trainer\.packing.* 64 tokens.*90 tokens of row 1 .*tokens_per_batch: 90"):
         token_capacity(lengths, None, True, 2, 32)
