@@ -156,7 +156,9 @@ class Recorder:
         if self.cuda:
             result["peak_timed_gib"] = round(self.peaks[1][0] / GIB, 3)
         result |= self.meter.between(*self.window)
-        result["median_ms_step"] = round(statistics.median(self._step_milliseconds(timed)), 2)
+        milliseconds = self._step_milliseconds(timed)
+        result["median_ms_step"] = round(statistics.median(milliseconds), 2)
+        result["step_ms"] = [round(step, 1) for step in milliseconds]
         return result
 
     def _step_milliseconds(self, timed: range) -> Sequence[float]:

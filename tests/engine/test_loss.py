@@ -53,7 +53,7 @@ def test_equals_the_plain_loss(device: str, count: int, trained: bool) -> None:
 
 def test_a_small_vocabulary_has_no_more_sizes_of_chunks_than_a_large_one() -> None:
     assert loss.rows_per_chunk(torch.empty(300, 8)) == loss.ROWS_OF_A_CHUNK
-    assert loss.rows_per_chunk(torch.empty(128_256, 8, dtype=torch.bfloat16)) == 1024
+    assert loss.rows_per_chunk(torch.empty(128_256, 8, dtype=torch.bfloat16)) == 2048
     assert loss.rows_per_chunk(torch.empty(10**7, 8)) == loss.ROW_STEP
 
 
