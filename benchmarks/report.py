@@ -74,7 +74,7 @@ def target_rows(results: Results) -> list[list[str]]:
     """Return the rows of the targets' table: run, measured, goal, reached, beside."""
     rows = []
     for target in TARGETS:
-        ours = results.get(target.run)
+        ours = results.beside(target.run, target.peers)
         if ours is None:
             rows.append([target.title, "not measured", goal(target), "-", "-"])
             continue
@@ -196,7 +196,7 @@ def chart_values(results: Results) -> list[tuple[str, str, float]]:
     """Return the bars of the chart: group, whose, tokens a second."""
     bars = []
     for group, keys in CHART:
-        ours = results.get(keys[0])
+        ours = results.beside(keys[0], keys[1:])
         if ours is None:
             continue
         for key in keys:

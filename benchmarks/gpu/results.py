@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ class Results:
         """Return the record of a run whose numbers count: that of `call` if there is one, else the newest."""
         kept = [record for record in self.records if record["key"] == key and not self.why_not(record)]
         return next((record for record in kept if record["call"] == call), kept[0] if kept else None)
+
+    def beside(self, key: str, peers: Collection[str]) -> Record | None:
+        """Return the newest record of a run that was measured in one call with any of `peers`, else the newest."""
+        calls = [record["call"] for record in self.records if record["key"] in peers and not self.why_not(record)]
+        own = [record for record in self.records if record["key"] == key and not self.why_not(record)]
+        return next((record for record in own if record["call"] in calls), own[0] if own else None)
 
     def newest(self, key: str) -> Record | None:
         """Return the newest record of a run that has ended, whether or not its numbers count."""

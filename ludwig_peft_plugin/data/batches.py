@@ -4,8 +4,8 @@ A micro-batch has no padding: its rows lie one after another in one flat row, wi
 of them and the offsets at which they start. Attention keeps within a row, so what a row learns depends neither on its
 neighbours nor on how rows were grouped.
 
-The model does not read the last token of a row with a target: it is only predicted. Nothing is predicted from it, and no
-token before it sees it, so loss and gradients are those of the whole row.
+The model does not read the last token of a row with a target: it is only predicted. Nothing is predicted from it, and
+no token before it sees it, so loss and gradients are those of the whole row.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ def token_capacity(
         option = f"trainer.packing: batch_size x preprocessing.global_max_sequence_length is {capacity} tokens, which"
         remedy = f"give trainer.tokens_per_batch: {needed} or more"
     raise DataError(
-        f"{option} is less than the longest row needs: the model reads {needed} tokens of row {longest} of the training "
-        f"data (all but the last, which is only predicted), and rows are never cut to fit. Either {remedy}, or shorten "
-        "rows with preprocessing.global_max_sequence_length."
+        f"{option} is less than the longest row needs: the model reads {needed} tokens of row {longest} of the "
+        "training data (all but the last, which is only predicted), and rows are never cut to fit. "
+        f"Either {remedy}, or shorten rows with preprocessing.global_max_sequence_length."
     )
 
 

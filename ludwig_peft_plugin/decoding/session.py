@@ -15,6 +15,7 @@ from ludwig_peft_plugin.decoding.choice import Choice
 from ludwig_peft_plugin.decoding.memory import pass_tokens
 from ludwig_peft_plugin.decoding.rows import Row
 from ludwig_peft_plugin.decoding.step import Steps
+from ludwig_peft_plugin.rounding import rounded_up
 
 GRANULE = 128
 """Capacities are multiples of this, so that sizes repeat and attention kernels find their alignment."""
@@ -28,7 +29,7 @@ BLOCK = {"cuda": 8, "cpu": 1}
 
 def first_capacity(row: Row, choice: Choice) -> int:
     """Return how many tokens a slot has room for when it starts with `row`."""
-    return _rounded(row.length + min(HEADROOM, choice.max_new_tokens - len(row.tokens)))
+    return rounded_up(row.length + min(HEADROOM, choice.max_new_tokens - len(row.tokens)), GRANULE)
 
 
 class Session:
@@ -140,7 +141,7 @@ class Session:
     def _grow(self, needed: int) -> None:
         """Give the slots room for `needed` tokens and more. Rows for which memory is then missing wait again."""
         longest = max(len(row.prompt) for row in (*self.live.values(), *self.waiting)) + self.choice.max_new_tokens
-        capacity = _rounded(max(needed, min(2 * self.cache.capacity, longest)))
+        capacity = rounded_up(max(needed, min(2 * self.cache.capacity, longest)), GRANULE)
         allowed = self._slots_for(capacity)
         by_progress = sorted(self.live, key=lambda slot: -len(self.live[slot].tokens))
         self.waiting.extendleft(self.live[slot] for slot in by_progress[allowed:])
@@ -169,7 +170,3 @@ def _parts(taken: list[tuple[int, Row]], tokens: int) -> Iterator[list[tuple[int
         total += row.length
     if part:
         yield part
-
-
-def _rounded(capacity: int) -> int:
-    return -(-capacity // GRANULE) * GRANULE

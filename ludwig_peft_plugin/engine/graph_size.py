@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ludwig_peft_plugin.data.batches import MicroBatch
 from ludwig_peft_plugin.engine.attention import LONGEST_SHORT
+from ludwig_peft_plugin.rounding import rounded_up
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Size:
             sequences, tokens = max(sequences, room.sequences), max(tokens, room.tokens)
             longest, targets = max(longest, room.max_length), max(targets, room.targets)
         step = max(64, 1 << max(0, (tokens - 1).bit_length() - 5))
-        total = _up(tokens, step)
+        total = rounded_up(tokens, step)
         longest = max(longest, total - len(batch.input_ids))  # what is left over is one more sequence
-        targets = _share(targets, total) if room is None else min(_up(targets, 64), total)
+        targets = _share(targets, total) if room is None else min(rounded_up(targets, 64), total)
         # The kernel for short sequences does not ask how long the longest is.
-        longest = LONGEST_SHORT if longest <= LONGEST_SHORT else _up(longest, 128)
-        return cls(total, _up(sequences + 1, 8), longest, targets)._uneven()
+        longest = LONGEST_SHORT if longest <= LONGEST_SHORT else rounded_up(longest, 128)
+        return cls(total, rounded_up(sequences + 1, 8), longest, targets)._uneven()
 
     @property
     def is_even(self) -> bool:
@@ -66,10 +67,6 @@ class Size:
         return replace(self, sequences=self.sequences + 8) if self.is_even else self
 
 
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step
-
-
 def _share(targets: int, tokens: int) -> int:
     """Return `targets` rounded up to quarters of the tokens: few graphs for batches of which none knows the next."""
-    return min(tokens, _up(targets, max(1, tokens // 4)))
+    return min(tokens, rounded_up(targets, max(1, tokens // 4)))

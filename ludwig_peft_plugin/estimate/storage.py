@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ludwig_peft_plugin.rounding import rounded_up
+
 BLOCK = 512
 """PyTorch's caching allocator hands out multiples of this many bytes."""
 
 
 def allocated(size: int) -> int:
     """Return the bytes that the allocator takes for a storage of `size` bytes."""
-    return -(-size // BLOCK) * BLOCK
+    return rounded_up(size, BLOCK)
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -18,6 +18,7 @@ from ludwig.trainers.trainer import Trainer
 from ludwig.utils.batch_size_tuner import BatchSizeEvaluator
 
 from ludwig_peft_plugin.data.batches import MicroBatch, StepBatch, collate, read_lengths
+from ludwig_peft_plugin.rounding import rounded_up
 from ludwig_peft_plugin.training.checkpoint import trained_parameters
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class BatchSizeSearch(BatchSizeEvaluator):
         smallest, largest, unit = 1, rows, 1
         if self.packing:
             longest, unit = int(self._ends[0]), TOKEN_UNIT
-            smallest = _rounded_up(longest)
+            smallest = rounded_up(longest, TOKEN_UNIT)
             tokens = min(int(MAX_BATCH_SIZE_DATASET_FRACTION * self._ends[-1]), (max_batch_size or 1) * longest)
             if self._device.type == "cpu":
                 tokens = min(tokens, MAX_CPU_TOKENS)
@@ -230,7 +231,3 @@ class BatchSizeTuning(Trainer):
 
     def _create_predict_batch_size_evaluator(self) -> BatchSizeSearch:
         return BatchSizeSearch(self, self._tuning_set, train=False)
-
-
-def _rounded_up(tokens: int) -> int:
-    return -(-tokens // TOKEN_UNIT) * TOKEN_UNIT

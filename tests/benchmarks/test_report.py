@@ -90,6 +90,17 @@ def test_peers_of_the_same_call_are_preferred(repository, record):
     assert row[4].endswith("TRL + Liger 250 tok/s (4.00x) †")
 
 
+def test_a_record_with_peers_in_its_call_is_preferred_to_a_newer_one_without(repository, record):
+    ours = record("8b/ours-lora-pack", FIRST, tok_s=900.0), record("8b/plain-lora-pack", FIRST)
+    store(repository, "gpu-1.json", FIRST, *ours, record("8b/unsloth-lora-pack", FIRST, tok_s=500.0))
+    later = record("8b/ours-lora-pack", SECOND, tok_s=700.0), record("8b/plain-lora-pack", SECOND)
+    store(repository, "gpu-2.json", SECOND, *later)
+    results = Results(repository / "benchmarks" / "results")
+    assert "**900 tok/s**" in report.target_rows(results)[0][1]
+    assert report.chart_values(results)[0][2] == 900.0
+    assert results.get("8b/ours-lora-pack")["tok_s"] == 700.0
+
+
 def test_numbers_that_do_not_count_are_not_shown(repository, record):
     store(repository, "gpu.json", FIRST, record("8b/ours-lora-pack", FIRST, tok_s=31_415.0))
     report.write(repository)
