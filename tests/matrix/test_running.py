@@ -44,7 +44,8 @@ def test_rows_without_padding_give_the_loss_and_gradients_of_each_alone(case: An
     case.assert_close(loss, reference_loss, "loss")
     assert gradients.keys() == references.keys()
     largest = max(float(reference.abs().max()) for reference in references.values())
-    floor = max(1e-2, case.tolerance / 5) * largest  # the noise of small gradients is that of large ones
+    # The noise of small gradients is that of large ones; in 8 bits a rounding tips with the rows that lie beside.
+    floor = max(1e-2, case.tolerance) * largest
     for name, reference in references.items():
         error = float((gradients[name] - reference).norm())
         assert error <= 5 * case.tolerance * max(float(reference.norm()), floor), name
