@@ -26,14 +26,19 @@ class Results:
 
     def get(self, key: str, call: str | None = None) -> Record | None:
         """Return the record of a run whose numbers count: that of `call` if there is one, else the newest."""
-        kept = [record for record in self.records if record["key"] == key and not self.why_not(record)]
-        return next((record for record in kept if record["call"] == call), kept[0] if kept else None)
+        return self._of_calls(key, [] if call is None else [call])
 
     def beside(self, key: str, peers: Collection[str]) -> Record | None:
         """Return the newest record of a run that was measured in one call with any of `peers`, else the newest."""
-        calls = [record["call"] for record in self.records if record["key"] in peers and not self.why_not(record)]
-        own = [record for record in self.records if record["key"] == key and not self.why_not(record)]
-        return next((record for record in own if record["call"] in calls), own[0] if own else None)
+        return self._of_calls(key, [record["call"] for peer in peers for record in self._kept(peer)])
+
+    def _of_calls(self, key: str, calls: Collection[str]) -> Record | None:
+        kept = self._kept(key)
+        return next((record for record in kept if record["call"] in calls), kept[0] if kept else None)
+
+    def _kept(self, key: str) -> list[Record]:
+        """Return the records of a run whose numbers count, newest first."""
+        return [record for record in self.records if record["key"] == key and not self.why_not(record)]
 
     def newest(self, key: str) -> Record | None:
         """Return the newest record of a run that has ended, whether or not its numbers count."""

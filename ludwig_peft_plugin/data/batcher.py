@@ -65,16 +65,19 @@ class TokenBatcher(Batcher):
         self._length = capacity if fixed_length else None
         self._skip_steps = skip_steps
         self.step = 0
-        self._plan = by_count(np.arange(len(dataset)), batch_size) if capacity is None else self._fixed_plan(packing)
-        self._order = np.arange(len(self._plan))
         self._room = None
-        if capacity is not None and len(dataset):
-            sequences = int(np.diff(self._plan.starts).max())
-            self._room = Room(capacity, sequences, int(self._lengths().max()), self._most_targets())
+        if capacity is None:
+            self._plan = by_count(np.arange(len(dataset)), batch_size)
+        else:
+            lengths = read_lengths(dataset)
+            self._plan = self._fixed_plan(lengths, packing)
+            if len(dataset):
+                sequences = int(np.diff(self._plan.starts).max())
+                self._room = Room(capacity, sequences, int(lengths.max()), self._most_targets())
+        self._order = np.arange(len(self._plan))
 
-    def _fixed_plan(self, packing: bool) -> Plan:
+    def _fixed_plan(self, lengths: np.ndarray, packing: bool) -> Plan:
         assert self.capacity is not None
-        lengths = self._lengths()
         order = self._shuffled(len(lengths), self.seed)
         plan = (by_best_fit if packing else by_tokens)(lengths, order, self.capacity)
         filled = 100 * int(lengths.sum()) / max(1, len(plan) * self.capacity)
@@ -82,10 +85,6 @@ class TokenBatcher(Batcher):
         message = "%s: %s rows in %s batches of %s tokens, %.1f%% filled"
         logger.info(message, name, f"{len(lengths):,}", f"{len(plan):,}", f"{self.capacity:,}", filled)
         return plan
-
-    def _lengths(self) -> np.ndarray:
-        """Return how many tokens of each row the model reads, shape (n,)."""
-        return read_lengths(self.dataset.input_ids.lengths, self.dataset.has_targets)
 
     def _most_targets(self) -> int:
         """Return how many tokens carry loss in the group that has the most of them."""

@@ -122,8 +122,7 @@ def collate(
         ValueError: more than `length` tokens of the rows are read.
     """
     sequences = [dataset.input_ids[int(row)] for row in rows]
-    whole = np.fromiter((len(sequence) for sequence in sequences), dtype=np.int64, count=len(sequences))
-    lengths = read_lengths(whole, dataset.has_targets)
+    lengths = read_lengths(dataset, rows)
     read = [sequence[:length] for sequence, length in zip(sequences, lengths.tolist(), strict=True)]
     tokens, longest = int(lengths.sum()), int(lengths.max(initial=1))
     if length is not None:
@@ -145,15 +144,16 @@ def collate(
         targets=torch.from_numpy(targets),
         target_positions=torch.from_numpy(places),
         target_rows=torch.from_numpy(owners),
-        tokens=int(whole.sum()),
+        tokens=sum(len(sequence) for sequence in sequences),
         room=room,
         task_ids=_task_ids(dataset, rows),
     )
 
 
-def read_lengths(lengths: np.ndarray, has_targets: bool) -> np.ndarray:
-    """Return how many tokens of rows with `lengths` tokens, shape (n,), the model reads."""
-    return np.maximum(lengths - 1, np.minimum(lengths, 1)) if has_targets else lengths
+def read_lengths(dataset: TokenDataset, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Return how many tokens of each of the given rows, by default of all, the model reads, shape (B,), int64."""
+    lengths = dataset.input_ids.lengths[rows]
+    return np.maximum(lengths - 1, np.minimum(lengths, 1)) if dataset.has_targets else lengths
 
 
 def _task_ids(dataset: TokenDataset, rows: np.ndarray) -> Tensor | None:
@@ -174,8 +174,8 @@ def _targets(
     if not dataset.has_targets:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     starts = _first_targets(dataset, rows)
-    counts = target_counts(dataset, rows)
     parts = [sequence[start:] for sequence, start in zip(sequences, starts, strict=True)]
+    counts = np.array([len(part) for part in parts], dtype=np.int64)
     targets = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
     owners = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -195,7 +195,7 @@ def _first_targets(dataset: TokenDataset, rows: np.ndarray) -> np.ndarray:
 
 def token_batches(dataset: TokenDataset, rows: np.ndarray, tokens: int) -> Iterator[MicroBatch]:
     """Yield `rows`, in the given order, in micro-batches that read at most `tokens` tokens (at least one row each)."""
-    lengths = read_lengths(dataset.input_ids.lengths[rows], dataset.has_targets)
+    lengths = read_lengths(dataset, rows)
     start = 0
     while start < len(rows):
         ends = np.cumsum(lengths[start : start + tokens])

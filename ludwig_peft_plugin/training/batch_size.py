@@ -99,7 +99,7 @@ class BatchSizeSearch(BatchSizeEvaluator):
         self.dataset = dataset
         self.train = train
         self.packing = train and bool(trainer.config.packing)
-        lengths = read_lengths(dataset.input_ids.lengths, dataset.has_targets)
+        lengths = read_lengths(dataset)
         self._longest = np.argsort(-lengths, kind="stable")
         self._ends = np.cumsum(lengths[self._longest])
         self._device = torch.device(trainer.device)

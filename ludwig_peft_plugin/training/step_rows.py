@@ -39,7 +39,7 @@ class StepRows:
         self.packing = bool(config.packing)
         self.compiled = bool(config.compile)
         self.capacity = token_capacity(
-            read_lengths(dataset.input_ids.lengths, dataset.has_targets),
+            read_lengths(dataset),
             config.tokens_per_batch,
             self.packing,
             trainer.batch_size,

@@ -155,6 +155,7 @@ def test_the_room_of_a_run_is_what_its_largest_batch_needs(name):
 
 
 def test_all_but_the_last_token_are_read_and_a_row_of_one_keeps_it():
-    lengths = np.array([0, 1, 2, 5])
-    assert read_lengths(lengths, has_targets=True).tolist() == [0, 1, 1, 4]
-    assert read_lengths(lengths, has_targets=False).tolist() == [0, 1, 2, 5]
+    rows = Rows(np.array([0, 1, 2, 5]))
+    assert read_lengths(rows).tolist() == [0, 1, 1, 4]
+    rows.has_targets = False
+    assert read_lengths(rows).tolist() == [0, 1, 2, 5]
